@@ -1,0 +1,103 @@
+"""What is asked and what happened: no tensors, no tokens, no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = ["Episode", "Message", "Prompt", "Role", "Sample", "StopReason", "Turn"]
+
+Role = Literal["system", "user", "assistant"]
+StopReason = Literal["eos", "stop_string", "length", "context", "task"]
+Message = Mapping[str, str]
+Prompt = str | Sequence[Message]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One item of a data set.
+
+    Args:
+        id: Unique within its data set; data without splits are divided by a hash of it.
+        prompt: A text, or chat messages ``{"role": ..., "content": ...}``.
+        references: Accepted replies, the preferred one first; may be empty.
+        meta: Whatever else the task, the reward or the metrics want to know.
+    """
+
+    id: str
+    prompt: Prompt
+    references: tuple[str, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """The prompt as chat messages; a text is one message of the user."""
+        if isinstance(self.prompt, str):
+            return [{"role": "user", "content": self.prompt}]
+        return [dict(message) for message in self.prompt]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message after the prompt: the agent's (``assistant``) or the environment's."""
+
+    role: Role
+    text: str
+
+
+@dataclass
+class Episode:
+    """One conversation about one sample, append-only.
+
+    Args:
+        sample: What was asked.
+        turns: The messages after the prompt, in order. For a per-token reward the last one is unfinished.
+        stop_reason: How the episode ended, None while it goes on. ``"eos"`` and ``"stop_string"``: the agent ended its
+            only turn; ``"task"``: the task ended a conversation of its own accord; ``"length"`` and ``"context"``: the
+            budget of new tokens or of the context ran out.
+        seed: The seed that reproduces the episode with ``env.reset(seed=seed)``, None where it began without one.
+        reward: The sum of the rewards so far; 0.0 for what could not be scored.
+        reward_parts: The sum of every leaf reward's own value, by name.
+        score_status: ``"ok"``, or why the first failed score failed.
+        state: Free for the task, which may note here what it needs in ``respond``.
+    """
+
+    sample: Sample
+    turns: list[Turn] = field(default_factory=list)
+    stop_reason: StopReason | None = None
+    seed: int | None = None
+    reward: float = 0.0
+    reward_parts: dict[str, float] = field(default_factory=dict)
+    score_status: str = "ok"
+    state: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def response(self) -> str:
+        """The text of the agent's last turn, empty before its first."""
+        return next((turn.text for turn in reversed(self.turns) if turn.role == "assistant"), "")
+
+    @property
+    def responses(self) -> list[str]:
+        """The texts of all of the agent's turns."""
+        return [turn.text for turn in self.turns if turn.role == "assistant"]
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """Prompt and turns as chat messages."""
+        return self.sample.messages + [{"role": turn.role, "content": turn.text} for turn in self.turns]
+
+    def record(self) -> dict[str, Any]:
+        """The episode as plain, JSON-ready data, comparable with ``==``."""
+        prompt = self.sample.prompt
+        return {
+            "id": self.sample.id,
+            "prompt": prompt if isinstance(prompt, str) else self.sample.messages,
+            "references": list(self.sample.references),
+            "turns": [{"role": turn.role, "text": turn.text} for turn in self.turns],
+            "stop_reason": self.stop_reason,
+            "seed": self.seed,
+            "reward": self.reward,
+            "reward_parts": dict(self.reward_parts),
+            "score_status": self.score_status,
+        }

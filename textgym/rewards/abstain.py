@@ -1,0 +1,87 @@
+"""Right, wrong, or 'I don't know': the reward that makes abstaining pay where the model does not know."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+
+from textgym.episode import Episode
+from textgym.rewards.core import Reward, Score
+
+__all__ = ["ABSTENTIONS", "Abstain", "exact_match", "normalize_answer", "token_f1"]
+
+ABSTENTIONS: tuple[str, ...] = (
+    "I don't know",
+    "I do not know",
+    "I'm not sure",
+    "I am not sure",
+    "I have no idea",
+    "unknown",
+    "unanswerable",
+    "not answerable",
+    "cannot answer",
+)
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation + "’‘“”")
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, without punctuation, articles and extra blanks, as SQuAD's evaluation does.
+
+    Source: https://worksheets.codalab.org/rest/bundles/0x6b567e1cf2e041ec80d7098f031c5c9e/contents/blob/
+    """
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def exact_match(response: str, references: Sequence[str]) -> bool:
+    """Whether the normalised response equals one of the normalised references."""
+    return normalize_answer(response) in {normalize_answer(reference) for reference in references}
+
+
+def token_f1(response: str, references: Sequence[str]) -> float:
+    """The best F1 of the response's normalised words against a reference's, in [0, 1] (SQuAD, section 6.1)."""
+    return max((_f1(normalize_answer(response).split(), normalize_answer(r).split()) for r in references), default=0.0)
+
+
+def _f1(response: list[str], reference: list[str]) -> float:
+    if not response or not reference:
+        return float(response == reference)
+    common = sum((Counter(response) & Counter(reference)).values())
+    return 2 * common / (len(response) + len(reference))
+
+
+class Abstain(Reward):
+    """``correct`` for a right answer, ``abstain`` for an abstention, ``wrong`` for anything else.
+
+    Answering pays where the chance of being right is above ``(abstain - wrong) / (correct - wrong)``: 0.6 by default.
+
+    Args:
+        correct: The reward of an answer that matches a reference after SQuAD's normalisation.
+        abstain: The reward of one of the abstaining phrases.
+        wrong: The reward of every other reply, an empty one included.
+        phrases: What counts as abstaining, compared after normalisation. A phrase that is itself a reference of the
+            sample counts as an answer.
+    """
+
+    def __init__(
+        self,
+        correct: float = 1.0,
+        abstain: float = 0.0,
+        wrong: float = -1.5,
+        phrases: Sequence[str] = ABSTENTIONS,
+    ) -> None:
+        self.correct, self.abstain, self.wrong = correct, abstain, wrong
+        self.phrases = frozenset(normalize_answer(phrase) for phrase in phrases)
+
+    def outcome(self, episode: Episode) -> str:
+        """``"correct"``, ``"abstain"`` or ``"wrong"``."""
+        if exact_match(episode.response, episode.sample.references):
+            return "correct"
+        return "abstain" if normalize_answer(episode.response) in self.phrases else "wrong"
+
+    def score(self, episodes: Sequence[Episode]) -> list[Score]:
+        values = {"correct": self.correct, "abstain": self.abstain, "wrong": self.wrong}
+        return [Score(values[self.outcome(episode)]) for episode in episodes]
