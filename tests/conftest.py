@@ -1,0 +1,51 @@
+"""Small tokenizers, built here, so that no test needs a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+CORPUS = (
+    "The capital of France is Paris. The capital of Germany is Berlin. The capital of Japan is Tokyo.",
+    "user: What is the capital of Italy? assistant: The capital of Italy is Rome. I don't know.",
+    "Guess a number between one and ten. Higher. Lower. Right!",
+)
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def make_tokenizer(
+    special_tokens: Sequence[str] = ("<|endoftext|>",), chat_template: str | None = None, **names: str
+) -> PreTrainedTokenizerBase:
+    """A byte-level BPE of some 300 tokens: every text survives encoding and decoding."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=list(special_tokens),
+        show_progress=False,
+    )
+    core.train_from_iterator(CORPUS, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, **{"eos_token": "<|endoftext|>", **names})
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    """No chat template; pads with its eos, as GPT-2 and Qwen do."""
+    return make_tokenizer(pad_token="<|endoftext|>")
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer() -> PreTrainedTokenizerBase:
+    """ChatML; three different tokens for eos, for the end of a message and for padding."""
+    return make_tokenizer(("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"), CHATML, pad_token="<|pad|>")
