@@ -1,0 +1,380 @@
+"""A transformers language model with a value head as a Stable-Baselines3 policy.
+
+Shapes: B rows, W tokens in the longest, N actions (tokens of the agent), D the model's width, V the action space.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from safetensors.torch import load_file, save_file
+from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import Schedule
+from torch import Tensor, nn
+
+from textgym.agents.decoding import IncrementalDecoder, supports_row_cache
+from textgym.agents.heads import sample_inverse_cdf, token_log_probs
+from textgym.agents.language_model import (
+    CausalLM,
+    ModelLike,
+    head_logits,
+    load_causal_lm,
+    plain_head,
+    trunk_of,
+    unwrapped,
+)
+from textgym.agents.segments import TokenSegments
+from textgym.errors import ConfigurationError, ModelError, TokenizerError
+
+__all__ = ["CausalLMPolicy"]
+
+OBSERVATION_KEYS = {"input_ids", "attention_mask", "agent_mask"}
+VALUE_HEAD_FILE = "value_head.safetensors"
+Observation = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """What the networks are built from, kept out of the module's own submodules."""
+
+    model: Any
+    value: str
+    peft_config: Any
+
+
+class CausalLMPolicy(ActorCriticPolicy):
+    """An actor-critic policy whose actor is a causal language model.
+
+    It works in :class:`textgym.agents.PPO`, where rollout and update cost what the tokens cost, and, slowly (each step
+    encodes its whole prefix), in Stable-Baselines3's own PPO and A2C.
+
+    Args:
+        observation_space: A token environment's ``Dict(input_ids, attention_mask, agent_mask)`` of ``(max_context,)``.
+        action_space: ``Discrete``: the tokenizer's length. Where the model's head is wider, the surplus is cut off.
+        lr_schedule: As in SB3.
+        model: A name, a path, a PreTrainedModel (used in place, in its own precision) or a configuration (random
+            weights); None: textgym's built-in model. A folder written by :meth:`save_pretrained` brings its value head.
+        value: ``"shared"``: a linear head on the language model's last hidden state. ``"separate"``: on a copy of its
+            trunk. Otherwise the name or path of a model whose trunk it starts from.
+        peft_config: A peft configuration; only the adapter and the value head are then trained.
+        dtype: ``"bfloat16"`` or ``"float16"`` computes under autocast with the weights kept as they are; None: in the
+            weights' own precision.
+        temperature: Divides the logits, in sampling and in all log-probabilities alike.
+        optimizer_class: As in SB3.
+        optimizer_kwargs: As in SB3; by default ``eps=1e-5`` (SB3's own) and the fused implementation of Adam.
+
+    Raises:
+        ConfigurationError: The spaces are not those of a token environment, or the model's context is too short.
+        TokenizerError: The environment's tokenizer has more entries than the model's head.
+        ModelError: There is no such model.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        model: ModelLike | nn.Module | None = None,
+        value: str = "shared",
+        peft_config: Any = None,
+        dtype: str | torch.dtype | None = None,
+        temperature: float = 1.0,
+        use_sde: bool = False,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        _check_spaces(observation_space, action_space)
+        if use_sde:
+            raise ConfigurationError("use_sde=True is for continuous actions; a token environment's are discrete.")
+        if not temperature > 0:
+            raise ConfigurationError(f"temperature must be positive, not {temperature}.")
+        if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
+            optimizer_kwargs = {"eps": 1e-5, "fused": True}
+        self._sources = _Sources(builtin_model_path() if model is None else model, value, peft_config)
+        self.compute_dtype = _as_dtype(dtype)
+        self.temperature = temperature
+        self.tokenizer: Any = None
+        self.entropy_gradient = True
+        self._decoders: list[IncrementalDecoder] | None = None
+        self._at_rollout_end: Callable[[], bool] = lambda: False
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            net_arch=[],
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+        )
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        self.n_actions = int(self.action_space.n)  # type: ignore[attr-defined]
+        self.max_context = int(self.observation_space["input_ids"].shape[0])  # type: ignore[index]
+        self.model: CausalLM = load_causal_lm(self._sources.model, self._sources.peft_config)
+        _check_fit(self.model, self.n_actions, self.max_context)
+        self.value_trunk = self._build_value_trunk()
+        trunk = self.value_trunk or trunk_of(self.model)
+        width = trunk.config.get_text_config(decoder=True).hidden_size
+        self.value_head = nn.Linear(width, 1)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+        _load_value_head(self.value_head, self._sources.model)
+        self.plain_head = plain_head(self.model) is not None
+        self.can_decode_incrementally = all(supports_row_cache(t, self.max_context) for t in self._trunks())
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        self.optimizer = self.optimizer_class(trained, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def _build_value_trunk(self) -> Any:
+        if self._sources.value == "shared":
+            return None
+        if self._sources.value == "separate":
+            return copy.deepcopy(trunk_of(self.model))
+        return trunk_of(load_causal_lm(self._sources.value))
+
+    def _trunks(self) -> list[Any]:
+        trunks = [trunk_of(self.model)]
+        return trunks if self.value_trunk is None else [*trunks, self.value_trunk]
+
+    # ------------------------------------------------------------------ acting
+
+    @contextmanager
+    def incremental_decoding(self, n_rows: int, at_rollout_end: Callable[[], bool] = lambda: False) -> Iterator[None]:
+        """Inside, batches of ``n_rows`` observations are encoded incrementally, row i after row i.
+
+        The weights must not change inside. Models that cannot be decoded like this encode whole prefixes as before.
+
+        Args:
+            n_rows: The number of environments.
+            at_rollout_end: Tells whether only the values of unfinished episodes are still wanted: rows that have just
+                started again are then left out, since their value is multiplied by zero.
+        """
+        if not self.can_decode_incrementally:
+            yield
+            return
+        self._decoders = [IncrementalDecoder(trunk, n_rows) for trunk in self._trunks()]
+        self._at_rollout_end = at_rollout_end
+        try:
+            yield
+        finally:
+            self._decoders, self._at_rollout_end = None, lambda: False
+
+    def forward(self, obs: Observation, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        """Actions (B,) int64, values (B, 1) and log-probabilities (B,) float32."""
+        hidden, hidden_value = self._last_hidden(obs)
+        logits = self._logits(hidden)
+        actions = self._choose(logits, deterministic)
+        log_prob = logits.gather(-1, actions[:, None]).squeeze(-1) - logits.logsumexp(-1)
+        return actions, self._values(hidden_value), log_prob
+
+    def _predict(self, observation: Observation, deterministic: bool = False) -> Tensor:  # type: ignore[override]
+        hidden, _ = self._last_hidden(observation)
+        return self._choose(self._logits(hidden), deterministic)
+
+    def get_distribution(self, obs: Observation) -> Distribution:  # type: ignore[override]
+        """The distribution over next tokens as SB3's categorical one."""
+        hidden, _ = self._last_hidden(obs)
+        return CategoricalDistribution(self.n_actions).proba_distribution(self._logits(hidden))
+
+    def predict_values(self, obs: Observation) -> Tensor:  # type: ignore[override]
+        """Values (B, 1) float32."""
+        return self._values(self._last_hidden(obs)[1])
+
+    def _choose(self, logits: Tensor, deterministic: bool) -> Tensor:
+        if deterministic:
+            return logits.argmax(-1)
+        uniform = torch.rand(len(logits), device=logits.device)
+        return sample_inverse_cdf(torch.softmax(logits, -1), uniform)
+
+    def _last_hidden(self, obs: Observation) -> tuple[Tensor, Tensor]:
+        """The actor's and the critic's hidden states (B, D) at each row's last token."""
+        input_ids = obs["input_ids"].long()
+        lengths = obs["attention_mask"].sum(-1, dtype=torch.long).clamp_min(1)
+        with self._autocast():
+            if self._decoders is not None and self._decoders[0].cache.n_rows == len(input_ids):
+                skip = self._at_rollout_end()
+                states = [decoder.advance(input_ids, lengths, skip) for decoder in self._decoders]
+            else:
+                width = int(lengths.max())
+                rows = torch.arange(len(input_ids), device=input_ids.device)
+                states = [self._encode(trunk, input_ids[:, :width])[rows, lengths - 1] for trunk in self._trunks()]
+        return states[0], states[-1]
+
+    # ---------------------------------------------------------------- training
+
+    def evaluate_actions(  # type: ignore[override]
+        self, obs: Observation | TokenSegments, actions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Values (N, 1), log-probabilities (N,) and entropies (N,) of actions (N,) under the current weights.
+
+        Segments, which our buffer yields, are encoded once each; plain observations, which SB3's yields, one by one.
+        """
+        if isinstance(obs, TokenSegments):
+            with self._autocast():
+                states = [
+                    torch.cat([self._encode(trunk, group.input_ids)[group.rows, group.columns] for group in obs.groups])
+                    for trunk in self._trunks()
+                ]
+            hidden, hidden_value = states[0], states[-1]
+        else:
+            hidden, hidden_value = self._last_hidden(obs)
+        log_prob, entropy = self.log_probs(hidden, actions)
+        return self._values(hidden_value), log_prob, entropy
+
+    def log_probs(self, hidden: Tensor, actions: Tensor, model: CausalLM | None = None) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies, float32 (N,), of actions (N,) after hidden states (N, D).
+
+        Args:
+            hidden: The last hidden states of ``model``.
+            actions: Token ids.
+            model: Whose head to use; None: the policy's own.
+        """
+        model = self.model if model is None else model
+        actions = actions.long().flatten()
+        head = unwrapped(model).get_output_embeddings() if self.plain_head else None
+        if head is not None:
+            weight = head.weight[: self.n_actions]
+            bias = None if head.bias is None else head.bias[: self.n_actions]
+            with self._autocast():
+                return token_log_probs(hidden, weight, bias, actions, self.temperature, self.entropy_gradient)
+        distribution = torch.distributions.Categorical(logits=self._logits(hidden, model), validate_args=False)
+        with nullcontext() if self.entropy_gradient else torch.no_grad():
+            entropy = distribution.entropy()
+        return distribution.log_prob(actions), entropy
+
+    def _encode(self, trunk: nn.Module, input_ids: Tensor) -> Tensor:
+        """(B, W) right-padded to (B, W, D); causal attention keeps padding out of what comes before it."""
+        return trunk(input_ids=input_ids, use_cache=False)[0]
+
+    def reference_log_probs(self, model: CausalLM, segments: TokenSegments, actions: Tensor) -> Tensor:
+        """Log-probabilities (N,) float32 of the segments' actions under another model with the same vocabulary."""
+        trunk = trunk_of(model)
+        with torch.no_grad(), self._autocast():
+            hidden = torch.cat([self._encode(trunk, g.input_ids)[g.rows, g.columns] for g in segments.groups])
+            return self.log_probs(hidden, actions, model)[0]
+
+    def _logits(self, hidden: Tensor, model: CausalLM | None = None) -> Tensor:
+        """Tempered logits (N, V) in float32, cut to the action space."""
+        model = self.model if model is None else model
+        with self._autocast():
+            head = unwrapped(model).get_output_embeddings()
+            logits = head(hidden) if self.plain_head else head_logits(model, hidden)
+        return logits[:, : self.n_actions].float() / self.temperature
+
+    def _values(self, hidden: Tensor) -> Tensor:
+        return self.value_head(hidden.float())
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.compute_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.compute_dtype)
+
+    # ------------------------------------------------------------------ saving
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes an ordinary transformers folder: safetensors and JSON only, the value head in a file of its own.
+
+        ``AutoModelForCausalLM`` loads it, and ``policy_kwargs={"model": folder}`` goes on training from it.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.model.save_pretrained(folder)  # type: ignore[operator]
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.value_head.state_dict().items()}
+        save_file(state, folder / VALUE_HEAD_FILE, metadata={"format": "pt", "value": json.dumps(self._sources.value)})
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+
+    def rebuilding_kwargs(self) -> dict[str, Any]:
+        """What builds this policy again, with other weights, and needs no file: the model as its configuration."""
+        value = "shared" if self.value_trunk is None else "separate"
+        return {"model": portable_model(self.model), "value": value}
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            "lr_schedule": self._dummy_schedule,
+            **self.rebuilding_kwargs(),
+            "peft_config": self._sources.peft_config,
+            "dtype": self.compute_dtype,
+            "temperature": self.temperature,
+            "optimizer_class": self.optimizer_class,
+            "optimizer_kwargs": self.optimizer_kwargs,
+        }
+
+    @property
+    def uses_adapter(self) -> bool:
+        """Whether the model is a peft model, whose base model is found by switching the adapter off."""
+        return hasattr(self.model, "disable_adapter")
+
+    @property
+    def recomputes_log_probs(self) -> bool:
+        """Whether rollout and update round differently, so that old log-probabilities must come from an update pass."""
+        return self.compute_dtype is not None or next(self.model.parameters()).dtype != torch.float32
+
+
+def portable_model(model: CausalLM) -> Any:
+    """The model's configuration: what rebuilds it, without its weights and without pickling a module."""
+    return unwrapped(model).config
+
+
+def builtin_model_path() -> str:
+    """The folder of the model and tokenizer that ship with textgym."""
+    import textgym
+
+    return str(Path(textgym.__file__).parent / "builtin")
+
+
+def _as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if isinstance(dtype, str):
+        found = getattr(torch, dtype, None)
+        if not isinstance(found, torch.dtype):
+            raise ConfigurationError(f"dtype must name a torch dtype such as 'bfloat16', not {dtype!r}.")
+        dtype = found
+    return None if dtype in (None, torch.float32) else dtype
+
+
+def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
+    keys = set(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else set()
+    if not keys >= OBSERVATION_KEYS or not isinstance(action_space, spaces.Discrete):
+        raise ConfigurationError(
+            "CausalLMPolicy needs a token environment: a Dict observation with "
+            f"{', '.join(sorted(OBSERVATION_KEYS))} and Discrete actions, not {observation_space} and {action_space}."
+        )
+
+
+def _check_fit(model: CausalLM, n_actions: int, max_context: int) -> None:
+    config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr,operator]
+    width = int(unwrapped(model).get_output_embeddings().weight.shape[0])  # type: ignore[operator]
+    if width < n_actions:
+        raise TokenizerError(
+            f"the environment's tokenizer has {n_actions} entries and the model's head only {width}; "
+            "make the environment with the model's own tokenizer."
+        )
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and positions < max_context:
+        raise ConfigurationError(
+            f"the environment's max_context is {max_context} tokens and the model's only {positions}; "
+            f"make the environment with max_context={positions} or less."
+        )
+
+
+def _load_value_head(head: nn.Linear, source: Any) -> None:
+    if not isinstance(source, (str, Path)):
+        return
+    file = Path(source) / VALUE_HEAD_FILE
+    if not file.is_file():
+        return
+    state = load_file(file)
+    if state["weight"].shape != head.weight.shape:
+        raise ModelError(
+            f"{file} has a value head of shape {tuple(state['weight'].shape)}, not {tuple(head.weight.shape)}."
+        )
+    head.load_state_dict(state)
