@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from textgym.errors import DataError
 
 __all__ = ["Episode", "Message", "Prompt", "Role", "Sample", "StopReason", "Turn"]
 
@@ -23,6 +25,9 @@ class Sample:
         prompt: A text, or chat messages ``{"role": ..., "content": ...}``.
         references: Accepted replies, the preferred one first; may be empty.
         meta: Whatever else the task, the reward or the metrics want to know.
+
+    Raises:
+        DataError: The prompt is neither a text nor chat messages, or the references are no sequence of texts.
     """
 
     id: str
@@ -30,12 +35,32 @@ class Sample:
     references: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.references, str) or not all(isinstance(text, str) for text in self.references):
+            raise DataError(
+                f"sample {self.id!r}: references are a tuple of texts, not {self.references!r}; a single one is "
+                "written ('Paris',)."
+            )
+        if not isinstance(self.prompt, str) and not (self.prompt and all(map(_is_message, self.prompt))):
+            raise DataError(
+                f"sample {self.id!r}: a prompt is a text or a list of messages {{'role': ..., 'content': ...}} with the "
+                f"roles {', '.join(get_args(Role))}, not {self.prompt!r}."
+            )
+
     @property
     def messages(self) -> list[dict[str, str]]:
         """The prompt as chat messages; a text is one message of the user."""
         if isinstance(self.prompt, str):
             return [{"role": "user", "content": self.prompt}]
         return [dict(message) for message in self.prompt]
+
+
+def _is_message(message: object) -> bool:
+    return (
+        isinstance(message, Mapping)
+        and message.get("role") in get_args(Role)
+        and isinstance(message.get("content"), str)
+    )
 
 
 @dataclass(frozen=True)
@@ -88,16 +113,20 @@ class Episode:
         return self.sample.messages + [{"role": turn.role, "content": turn.text} for turn in self.turns]
 
     def record(self) -> dict[str, Any]:
-        """The episode as plain, JSON-ready data, comparable with ``==``."""
+        """The episode as plain, JSON-ready data, comparable with ``==``.
+
+        ``"seed"`` is left out where the episode began without one: Gymnasium's vector environments, which lay infos out
+        as arrays, cannot hold None beside a number.
+        """
         prompt = self.sample.prompt
-        return {
+        record: dict[str, Any] = {
             "id": self.sample.id,
             "prompt": prompt if isinstance(prompt, str) else self.sample.messages,
             "references": list(self.sample.references),
             "turns": [{"role": turn.role, "text": turn.text} for turn in self.turns],
             "stop_reason": self.stop_reason,
-            "seed": self.seed,
             "reward": self.reward,
             "reward_parts": dict(self.reward_parts),
             "score_status": self.score_status,
         }
+        return record if self.seed is None else {**record, "seed": self.seed}

@@ -1,0 +1,321 @@
+"""Data sources: samples from lists, tables and data sets, with errors that name the place."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from textgym.episode import Sample
+from textgym.errors import DataError
+from textgym.task import Task
+
+__all__ = ["SPLITS", "DataTask", "load_samples", "split_of"]
+
+SPLITS = ("train", "validation", "test")
+SHARES = (0.8, 0.1, 0.1)
+FILE_TYPES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+FIELDS = ("prompt", "references", "id", "split")
+SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
+
+Row = Mapping[str, Any]
+Source = str | os.PathLike[str] | Mapping[str, Any] | Iterable[Any]
+
+
+def split_of(key: str) -> str:
+    """The split of a sample whose data name none, by a hash of its id: 80% train, 10% validation, 10% test."""
+    position = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+    for name, share in zip(SPLITS, SHARES, strict=True):
+        position -= share
+        if position < 0:
+            return name
+    return SPLITS[-1]
+
+
+def load_samples(source: Source, columns: Mapping[str, str] | None = None) -> dict[str, list[Sample]]:
+    """The samples of a data source by split, each split in the source's order.
+
+    Args:
+        source: A path of a JSONL, JSON, CSV, TSV or Parquet file; the name of a data set, loaded by the ``datasets``
+            library; any iterable of samples or of rows (mappings by column); or a mapping from splits to any of these.
+        columns: Which column is which: ``{"prompt": "question", "references": "answer"}``; also ``"id"`` and
+            ``"split"``, and other keys for ``Sample.meta``. A value with braces is a template over columns:
+            ``{"prompt": "What is the capital of {Country}?"}``. A field that is not named here is in the column of its
+            own name, if there is one; columns that no field uses become ``meta``.
+
+    Rows without an id get a hash of their prompt. Rows without a split, in a source without splits, are divided by a
+    hash of the id (:func:`split_of`); copies of a prompt without ids stay together.
+
+    Raises:
+        DataError: The source is missing, empty or malformed; the message names file, line and column.
+    """
+    if isinstance(source, (str, os.PathLike)) and not _is_file(source):
+        source = _from_hub(os.fspath(source))
+    if isinstance(source, Mapping):
+        return {SPLIT_NAMES.get(name, name): _samples(part, columns, name) for name, part in source.items()}
+    by_split: dict[str, list[Sample]] = {}
+    for item in _items(source, columns):
+        by_split.setdefault(item.split or split_of(item.key), []).append(item.sample)
+    if not by_split:
+        raise DataError(f"{_name(source)} has no rows.")
+    return by_split
+
+
+class DataTask(Task):
+    """A task of one turn about the samples of a data source.
+
+    Its split ``"all"`` is every sample.
+
+    Args:
+        data: The source, see :func:`load_samples`.
+        columns: Which column is which, see :func:`load_samples`.
+        stop: Strings that end the agent's turn.
+
+    Raises:
+        DataError: The source is missing, empty or malformed.
+    """
+
+    def __init__(self, data: Source, columns: Mapping[str, str] | None = None, stop: Sequence[str] = ()) -> None:
+        self.stop = stop
+        self._name = _name(data)
+        self._samples = load_samples(data, columns)
+
+    def samples(self, split: str) -> Sequence[Sample]:
+        """The samples of a split.
+
+        Raises:
+            DataError: There are none.
+        """
+        if split == "all":
+            return [sample for samples in self._samples.values() for sample in samples]
+        samples = self._samples.get(split, [])
+        if not samples:
+            sizes = ", ".join(f"{name}: {len(part)}" for name, part in self._samples.items())
+            raise DataError(
+                f"{self._name} has no samples in the split {split!r} ({sizes}). Name another one with split=..., take "
+                "everything with split='all', give more data, or name the splits yourself: with a column, "
+                "columns={'split': ...}, or with data={'train': ..., 'test': ...}."
+            )
+        return samples
+
+
+class _Item(NamedTuple):
+    sample: Sample
+    split: str | None
+    key: str  # what decides on the split
+
+
+def _samples(source: Source, columns: Mapping[str, str] | None, split: str) -> list[Sample]:
+    samples = [item.sample for item in _items(source, columns)]
+    if not samples:
+        raise DataError(f"the split {split!r} of the data has no rows.")
+    return samples
+
+
+def _items(source: Source, columns: Mapping[str, str] | None) -> Iterator[_Item]:
+    seen: dict[str, str] = {}
+    copies: Counter[str] = Counter()
+    for place, row in _rows(source):
+        item = _item(row, columns or {}, place, copies)
+        if item.sample.id in seen:
+            raise DataError(
+                f"{place}: the id {item.sample.id!r} is also that of {seen[item.sample.id]}; ids are unique. Name another "
+                "column as the id, or none."
+            )
+        seen[item.sample.id] = place
+        yield item
+
+
+def _item(row: Any, columns: Mapping[str, str], place: str, copies: Counter[str]) -> _Item:
+    if isinstance(row, Sample):
+        return _Item(row, None, row.id)
+    if not isinstance(row, Mapping):
+        raise DataError(f"{place}: a row is a textgym.Sample or a mapping from columns to values, not {row!r}.")
+    reader = _RowReader(row, columns, place)
+    prompt = reader.prompt()
+    identity = reader.get("id")
+    if identity is None:
+        key = hashlib.sha256(json.dumps(prompt).encode()).hexdigest()[:16]
+        copies[key] += 1
+        identity = key if copies[key] == 1 else f"{key}-{copies[key]}"
+    else:
+        key = identity = str(identity)
+    split = reader.get("split")
+    try:
+        sample = Sample(identity, prompt, reader.references(), reader.meta())
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from error
+    return _Item(sample, None if split is None else SPLIT_NAMES.get(str(split), str(split)), key)
+
+
+class _RowReader:
+    """One row, read through the mapping of its columns."""
+
+    def __init__(self, row: Row, columns: Mapping[str, str], place: str) -> None:
+        self.row, self.columns, self.place = row, columns, place
+
+    def get(self, field: str) -> Any:
+        """The field's value; None where nothing names a column for it and no column has its name.
+
+        Raises:
+            DataError: It is named, and the row has no such column.
+        """
+        column = self.columns.get(field)
+        if column is None:
+            return self.row.get(field)
+        if "{" in column:
+            return re.sub(r"\{([^{}]*)\}", lambda match: str(self._column(match[1], field)), column)
+        return self._column(column, field)
+
+    def prompt(self) -> Any:
+        prompt = self.get("prompt")
+        if prompt is None and "prompt" not in self.columns:
+            raise DataError(
+                f"{self.place}: no column 'prompt'; the columns are {list(self.row)}. Say which one it is: "
+                "columns={'prompt': ...}."
+            )
+        if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+            raise DataError(f"{self.place}, {self._where('prompt')}: the prompt is empty.")
+        return prompt if isinstance(prompt, (list, tuple)) else str(prompt)
+
+    def references(self) -> tuple[str, ...]:
+        value = self.get("references")
+        if value is None or value == "":
+            return ()
+        values = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(v, (Mapping, list, tuple)) or v is None for v in values):
+            raise DataError(f"{self.place}, {self._where('references')}: {value!r} is no text or list of texts.")
+        return tuple(map(str, values))
+
+    def meta(self) -> dict[str, Any]:
+        used = {self.columns.get(field, field) for field in FIELDS}
+        rest = {column: value for column, value in self.row.items() if column not in used}
+        return rest | {key: self.get(key) for key in self.columns if key not in FIELDS}
+
+    def _column(self, column: str, field: str) -> Any:
+        if self.row.get(column) is None:
+            state = "is empty" if column in self.row else f"is missing; the columns are {list(self.row)}"
+            raise DataError(f"{self.place}, column {column!r} ({field}): it {state}.")
+        return self.row[column]
+
+    def _where(self, field: str) -> str:
+        return f"column {self.columns.get(field, field)!r}"
+
+
+def _rows(source: Source) -> Iterator[tuple[str, Any]]:
+    """The rows of a file or an iterable, each with the name of its place."""
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        if not path.is_file():
+            raise DataError(f"there is no data file {str(path)!r} (looked in {Path.cwd()}).")
+        try:
+            yield from READERS[path.suffix.lower()](path)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path} is not UTF-8: {error}.") from error
+        return
+    if not isinstance(source, Iterable):
+        raise DataError(
+            f"data={source!r} ({type(source).__name__}) is neither a file, a data set's name nor an iterable."
+        )
+    for number, row in enumerate(source):
+        yield f"row {number}", row
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[str, Row]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                place = f"{path}, line {number}"
+                try:
+                    yield place, _checked_row(json.loads(line), place)
+                except json.JSONDecodeError as error:
+                    raise DataError(f"{place}, column {error.colno}: this is no JSON: {error.msg}.") from error
+
+
+def _read_json(path: Path) -> Iterator[tuple[str, Row]]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {error.lineno}, column {error.colno}: this is no JSON: {error.msg}.") from error
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: it holds a {type(rows).__name__}; a JSON data file is a list of objects.")
+    for number, row in enumerate(rows):
+        yield f"{path}, row {number}", _checked_row(row, f"{path}, row {number}")
+
+
+def _read_table(path: Path) -> Iterator[tuple[str, Row]]:
+    dialect: dict[str, Any] = {"delimiter": ","} if path.suffix.lower() == ".csv" else {"delimiter": "\t"}
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, strict=True, **dialect)
+        try:
+            header = next(reader, None)
+            for values in reader:
+                place = f"{path}, line {reader.line_num}"
+                if header is None or not values:
+                    continue
+                if len(values) != len(header):
+                    raise DataError(f"{place}: {len(values)} values for {len(header)} columns {header}.")
+                yield place, {column: value or None for column, value in zip(header, values, strict=True)}
+        except csv.Error as error:
+            raise DataError(f"{path}, line {reader.line_num}: {error}.") from error
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise DataError(f"reading {path} needs pyarrow: pip install 'textgym[datasets]'.") from error
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path} cannot be read as Parquet: {error}") from error
+    for number, row in enumerate(rows):
+        yield f"{path}, row {number}", row
+
+
+READERS = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_table,
+    ".tsv": _read_table,
+    ".parquet": _read_parquet,
+}
+
+
+def _checked_row(row: Any, place: str) -> Row:
+    if not isinstance(row, dict):
+        raise DataError(f"{place}: it holds {row!r}; a row is a JSON object, by column.")
+    return row
+
+
+def _is_file(source: str | os.PathLike[str]) -> bool:
+    return Path(source).suffix.lower() in FILE_TYPES
+
+
+def _from_hub(name: str) -> Any:
+    """A data set by name, or one saved in a folder."""
+    if Path(name).is_file():
+        raise DataError(f"{name!r} is no data file; their names end in {', '.join(FILE_TYPES)}.")
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(
+            f"{name!r} is taken for the name of a data set, which needs the datasets library: pip install "
+            f"'textgym[datasets]'. The names of data files end in {', '.join(FILE_TYPES)}."
+        ) from error
+    try:
+        saved = any((Path(name) / marker).is_file() for marker in ("state.json", "dataset_dict.json"))
+        return datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
+    except Exception as error:  # datasets, huggingface_hub and their HTTP client have no common base
+        raise DataError(f"no data set could be loaded as {name!r}: {type(error).__name__}: {error}") from error
+
+
+def _name(source: Source) -> str:
+    return str(source) if isinstance(source, (str, os.PathLike)) else "the data"

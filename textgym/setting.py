@@ -1,0 +1,206 @@
+"""What all episodes of an environment share: the task, its data, its reward; at token level, the rules of tokens."""
+
+from __future__ import annotations
+
+import operator
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gymnasium import spaces
+
+from textgym.episode import Episode, Sample
+from textgym.errors import ConfigurationError, DataError, PromptTooLongError
+from textgym.rendering import Format, Renderer, load_tokenizer
+from textgym.rewards import Reward, as_reward
+from textgym.rewards.core import WHENS, When
+from textgym.task import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["MAX_CONTEXT", "Setting", "TokenSetting"]
+
+MAX_CONTEXT = 1024
+"""The default context, where the tokenizer allows as much: every stored observation is as wide as the context."""
+
+
+class Setting:
+    """A task, one split of its data and a reward.
+
+    Args:
+        task: The task.
+        reward: A reward, or a plain function; the task's own where None.
+        split: Which of the task's data.
+
+    Raises:
+        ConfigurationError: The task is none, or there is no reward.
+        DataError: The split has no samples.
+    """
+
+    def __init__(self, task: Task, *, reward: Reward | Callable[..., Any] | None = None, split: str = "train") -> None:
+        if not isinstance(task, Task):
+            raise ConfigurationError(f"task={task!r} is no textgym.Task; pass an instance of a subclass of it.")
+        given = task.reward if reward is None else reward
+        if given is None:
+            raise ConfigurationError(f"the task {type(task).__name__} has no reward of its own; pass reward=...")
+        self.task = task
+        self.reward = as_reward(given)
+        self.split = split
+        self.samples: Sequence[Sample] = task.samples(split)
+        if not len(self.samples):
+            raise DataError(
+                f"the split {split!r} of {type(task).__name__} has no samples; choose another one with split=..., or "
+                "give data with data=..."
+            )
+        self.whens: tuple[When, ...] = tuple(when for when in WHENS if when in self.reward.whens)
+        self.stop: tuple[str, ...] = (task.stop,) if isinstance(task.stop, str) else tuple(task.stop)
+
+    def draw(self, rng: np.random.Generator, index: int | None = None) -> int:
+        """The index of the sample that an episode is about: the given one, or a random one."""
+        if index is None:
+            return int(rng.integers(len(self.samples)))
+        try:
+            index = operator.index(index)
+        except TypeError:
+            raise ConfigurationError(f"options['sample'] is the index of a sample, not {index!r}.") from None
+        if not 0 <= index < len(self.samples):
+            raise ConfigurationError(
+                f"options['sample'] is {index}; the split {self.split!r} has samples 0 to {len(self.samples) - 1}."
+            )
+        return index
+
+    def stop_position(self, text: str) -> int | None:
+        """Where the first stop string in the text begins, None if there is none."""
+        found = [at for at in map(text.find, self.stop) if at >= 0]
+        return min(found, default=None)
+
+
+class TokenSetting(Setting):
+    """A setting with a tokenizer and with budgets of tokens.
+
+    Args:
+        task: The task.
+        reward: A reward, or a plain function; the task's own where None.
+        split: Which of the task's data.
+        tokenizer: A tokenizer, its name or path; the built-in model's where None.
+        max_new_tokens: The budget of one turn of the agent, its end token included; the task's where None.
+        max_context: The budget of a whole episode, prompt included. Where None, what the tokenizer says that the model
+            can hold, and at most ``MAX_CONTEXT``.
+        format: ``"chat"`` or ``"plain"``, see :class:`~textgym.rendering.Renderer`.
+
+    Attributes:
+        observation_space: ``Dict(input_ids, attention_mask, agent_mask)``, each ``(max_context,)``.
+        action_space: ``Discrete(len(tokenizer))``.
+        is_end_token: ``(len(tokenizer),)`` bool.
+
+    Raises:
+        ConfigurationError: A budget is not a positive whole number; and what :class:`Setting` raises.
+        TokenizerError: The tokenizer cannot be loaded or used.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        reward: Reward | Callable[..., Any] | None = None,
+        split: str = "train",
+        tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase | None = None,
+        max_new_tokens: int | None = None,
+        max_context: int | None = None,
+        format: Format | None = None,
+    ) -> None:
+        super().__init__(task, reward=reward, split=split)
+        self.tokenizer = load_tokenizer(tokenizer)
+        self.renderer = Renderer(self.tokenizer, format)
+        self.vocabulary_size = len(self.tokenizer)
+        self.max_new_tokens = _positive("max_new_tokens", max_new_tokens, task.max_new_tokens)
+        self.max_context = _positive("max_context", max_context, min(self.tokenizer.model_max_length, MAX_CONTEXT))
+        if task.is_multi_turn or any(not isinstance(sample.prompt, str) for sample in self.samples):
+            self.stop += self.renderer.message_stops
+        if task.is_multi_turn and self.renderer.rewrites_history:
+            warnings.warn(
+                "the tokenizer's chat template rewrites earlier turns of a conversation (it may drop their reasoning); an "
+                "episode's tokens are append-only, so the model will see its earlier turns as it wrote them.",
+                stacklevel=2,
+            )
+        self.observation_space, self.action_space = self._spaces()
+        self.is_end_token = np.isin(np.arange(self.vocabulary_size), list(self.renderer.end_tokens))
+        self._prompts: dict[int, np.ndarray] = {}
+        self._stop_table = np.zeros(self.vocabulary_size, np.int8)  # 0 not looked up, 1 harmless, 2 may complete a stop
+
+    def prompt_ids(self, index: int) -> np.ndarray:
+        """The ids of a sample's prompt, ``(length,)`` int64; tokenised once.
+
+        Raises:
+            PromptTooLongError: It leaves no room for a reply.
+        """
+        if index not in self._prompts:
+            self._prompts[index] = self._tokenise(self.samples[index])
+        return self._prompts[index]
+
+    def action_mask(self, episode: Episode | None) -> np.ndarray:
+        """Which tokens the agent may choose, ``(len(tokenizer),)`` bool."""
+        mask = self._allowed.copy()
+        if episode is not None and self._forbids:
+            mask[list(self.task.forbidden_tokens(episode, self._vocabulary))] = False
+        return mask
+
+    def may_complete_stop(self, tokens: np.ndarray) -> np.ndarray:
+        """Whether each token can be the last one of a stop string, ``(n,)`` bool: it holds a stop's last character.
+
+        A part of a character decodes to U+FFFD, and may be any; so may a blank, which some decoders drop at the start.
+        """
+        unknown = tokens[self._stop_table[tokens] == 0]
+        for token in unknown.tolist():
+            text = self.renderer.decode([token])
+            suspicious = "�" in text or any(stop[-1].isspace() or stop[-1] in text for stop in self.stop)
+            self._stop_table[token] = 2 if suspicious else 1
+        return self._stop_table[tokens] == 2
+
+    def _tokenise(self, sample: Sample) -> np.ndarray:
+        ids = np.asarray(self.renderer.prompt_ids(sample), dtype=np.int64)
+        if not len(ids):
+            raise ConfigurationError(
+                f"the prompt of sample {sample.id!r} has no tokens; an episode needs at least one."
+            )
+        if len(ids) >= self.max_context:
+            raise PromptTooLongError(
+                f"the prompt of sample {sample.id!r} has {len(ids)} tokens, and max_context={self.max_context} leaves no "
+                f"room for a reply; shorten or drop the sample, or set max_context to more than {len(ids)}."
+            )
+        return ids
+
+    def _spaces(self) -> tuple[spaces.Dict, spaces.Discrete]:
+        def mask() -> spaces.Box:
+            return spaces.Box(0, 1, (self.max_context,), np.int8)
+
+        ids = spaces.Box(0, self.vocabulary_size - 1, (self.max_context,), np.int64)
+        observations = spaces.Dict({"input_ids": ids, "attention_mask": mask(), "agent_mask": mask()})
+        return observations, spaces.Discrete(self.vocabulary_size)
+
+    @cached_property
+    def _allowed(self) -> np.ndarray:
+        allowed = np.ones(self.vocabulary_size, dtype=bool)
+        pad = self.tokenizer.pad_token_id
+        if pad is not None and pad < self.vocabulary_size and pad not in self.renderer.end_tokens:
+            allowed[pad] = False
+        return allowed
+
+    @cached_property
+    def _forbids(self) -> bool:
+        return type(self.task).forbidden_tokens is not Task.forbidden_tokens
+
+    @cached_property
+    def _vocabulary(self) -> dict[str, int]:
+        return self.tokenizer.get_vocab()
+
+
+def _positive(name: str, value: int | None, default: int) -> int:
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ConfigurationError(f"{name}={value!r}; it is a whole number of tokens, at least 1.")
+    return int(value)

@@ -1,0 +1,214 @@
+"""Many conversations at once: the fast form of the token environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from textgym.conversation import transcript
+from textgym.episode import Episode, Sample
+from textgym.errors import ConfigurationError
+from textgym.rendering import Format
+from textgym.rewards import Reward
+from textgym.setting import TokenSetting
+from textgym.streams import Streams
+from textgym.task import Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["TokenVectorEnv"]
+
+
+class TokenVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
+    """``num_envs`` token environments, the same trajectories as a vector of :class:`~textgym.TokenEnv`, stepped together.
+
+    Episodes that end in the same step are scored in one call. An environment whose episode has ended starts the next one
+    in the same step (``AutoresetMode.SAME_STEP``); what it ended with is in ``infos["final_obs"]`` and
+    ``infos["final_info"]``, laid out as Gymnasium's ``SyncVectorEnv`` does.
+
+    Args:
+        task: The task, shared by all.
+        num_envs: How many.
+        copy: Whether observations are copies. If not they are views of arrays that the next step writes to, which is
+            faster; ``final_obs`` is a copy always.
+        max_episode_steps: Truncate episodes after so many steps, as Gymnasium's TimeLimit does; they are not scored.
+        reward, split, tokenizer, max_new_tokens, max_context, format, render_mode: As in :class:`~textgym.TokenEnv`.
+
+    Raises:
+        ConfigurationError: An argument cannot work; :class:`~textgym.errors.TokenizerError` where it is the tokenizer.
+        DataError: The split is empty.
+    """
+
+    metadata = {  # noqa: RUF012 (as Gymnasium declares it)
+        "render_modes": ["ansi"],
+        "render_fps": 4,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
+
+    def __init__(
+        self,
+        task: Task,
+        num_envs: int = 1,
+        *,
+        copy: bool = True,
+        max_episode_steps: int | None = None,
+        reward: Reward | Callable[..., Any] | None = None,
+        split: str = "train",
+        tokenizer: str | os.PathLike[str] | PreTrainedTokenizerBase | None = None,
+        max_new_tokens: int | None = None,
+        max_context: int | None = None,
+        format: Format | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        if num_envs < 1:
+            raise ConfigurationError(f"num_envs={num_envs}; it is at least 1.")
+        self.setting = TokenSetting(
+            task,
+            reward=reward,
+            split=split,
+            tokenizer=tokenizer,
+            max_new_tokens=max_new_tokens,
+            max_context=max_context,
+            format=format,
+        )
+        self.num_envs = num_envs
+        self.copy = copy
+        self.max_episode_steps = max_episode_steps
+        self.render_mode = render_mode
+        self.single_observation_space = self.setting.observation_space
+        self.single_action_space = self.setting.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._streams = Streams(self.setting, num_envs)
+        self._rngs: list[np.random.Generator | None] = [None] * num_envs
+        self._steps = np.zeros(num_envs, np.int64)
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        return self.setting.task
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer whose ids are the actions."""
+        return self.setting.tokenizer
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """The data of the environments' split."""
+        return self.setting.samples
+
+    @property
+    def episodes(self) -> list[Episode | None]:
+        """The episodes under way; None before the first reset."""
+        return list(self._streams.episodes)
+
+    def reset(  # type: ignore[override]  # a list of seeds, as SyncVectorEnv takes
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Starts an episode in every environment.
+
+        Args:
+            seed: Environment i is reset as ``TokenEnv.reset(seed=seed + i)`` does, or with ``seed[i]``.
+            options: ``"samples"``: the index of the sample for each environment, None for a random one.
+                ``"reset_mask"``: ``(num_envs,)`` bool, the environments to reset; the others go on.
+
+        Raises:
+            PromptTooLongError: A sample's prompt leaves no room for a reply.
+            ConfigurationError: The options or seeds do not fit.
+        """
+        super().reset(seed=seed if isinstance(seed, int) else None)
+        seeds = self._one_each("seed", [seed + i for i in range(self.num_envs)] if _is_whole(seed) else seed)
+        options = options or {}
+        indices = self._one_each("options['samples']", options.get("samples"))
+        mask = self._one_each("options['reset_mask']", options.get("reset_mask"), True)
+        infos: dict[str, Any] = {}
+        for row in range(self.num_envs):
+            if mask[row]:
+                infos = self._add_info(infos, self._begin(row, seeds[row], indices[row]), row)
+        return self._observation(), infos
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Appends one token in every environment, and starts the next episode where one ends.
+
+        Args:
+            actions: ``(num_envs,)`` token ids.
+
+        Raises:
+            ResetNeeded: There has been no reset.
+            InvalidAction: An action is no token id.
+        """
+        rewards, terminated, step_infos = self._streams.advance(np.asarray(actions))
+        self._steps += 1
+        truncated = np.zeros(self.num_envs, dtype=bool)
+        if self.max_episode_steps is not None:
+            truncated = (self._steps >= self.max_episode_steps) & ~terminated
+        over = terminated | truncated
+        infos: dict[str, Any] = {}
+        for row in sorted({*step_infos, *np.flatnonzero(over).tolist()}):
+            info = step_infos.get(row, {})
+            if over[row]:
+                final = {"final_obs": self._streams.observation_of(row), "final_info": info}
+                infos = self._add_info(infos, final, row)
+                info = self._begin(row)
+            infos = self._add_info(infos, info, row)
+        return self._observation(), rewards, terminated, truncated, infos
+
+    def action_masks(self) -> np.ndarray:
+        """Which tokens each agent may choose next, ``(num_envs, len(tokenizer))`` bool."""
+        return np.stack([self._streams.action_mask(row) for row in range(self.num_envs)])
+
+    def render(self) -> tuple[Any, ...] | None:
+        """The conversations so far as text, with ``render_mode="ansi"``."""
+        if self.render_mode != "ansi":
+            return None
+        return tuple(transcript(episode) for episode in self._streams.episodes if episode is not None)
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Each environment's attribute or method result, as ``SyncVectorEnv.call`` gives it.
+
+        Raises:
+            AttributeError: There is none of this name.
+        """
+        if name == "action_masks":
+            return tuple(self.action_masks())
+        value = getattr(self, name)
+        return (value(*args, **kwargs) if callable(value) else value,) * self.num_envs
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """Each environment's attribute; all share it."""
+        return self.call(name)
+
+    def _begin(self, row: int, seed: int | None = None, index: int | None = None) -> dict[str, Any]:
+        rng = self._rngs[row]
+        if seed is not None or rng is None:
+            rng, _ = seeding.np_random(seed)
+            self._rngs[row] = rng
+        self._steps[row] = 0
+        return self._streams.begin(row, rng, seed, index)
+
+    def _observation(self) -> dict[str, np.ndarray]:
+        observation = self._streams.observation
+        return {name: array.copy() for name, array in observation.items()} if self.copy else observation
+
+    def _one_each(self, name: str, values: Any, default: Any = None) -> Sequence[Any]:
+        if values is None:
+            return [default] * self.num_envs
+        if not hasattr(values, "__len__") or len(values) != self.num_envs:
+            raise ConfigurationError(
+                f"{name} needs one value for each of the {self.num_envs} environments, not {values!r}."
+            )
+        return values
+
+
+def _is_whole(seed: Any) -> bool:
+    return isinstance(seed, (int, np.integer))
