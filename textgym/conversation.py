@@ -1,4 +1,4 @@
-"""The rules of an episode that know nothing of tokens: how turns follow each other, how they are scored and reported."""
+"""The rules of an episode that know nothing of tokens: how turns follow each other, are scored and are reported."""
 
 from __future__ import annotations
 

@@ -125,8 +125,8 @@ def _items(source: Source, columns: Mapping[str, str] | None) -> Iterator[_Item]
         item = _item(row, columns or {}, place, copies)
         if item.sample.id in seen:
             raise DataError(
-                f"{place}: the id {item.sample.id!r} is also that of {seen[item.sample.id]}; ids are unique. Name another "
-                "column as the id, or none."
+                f"{place}: the id {item.sample.id!r} is also that of {seen[item.sample.id]}; ids are unique. "
+                "Name another column as the id, or none."
             )
         seen[item.sample.id] = place
         yield item

@@ -43,8 +43,8 @@ class Sample:
             )
         if not isinstance(self.prompt, str) and not (self.prompt and all(map(_is_message, self.prompt))):
             raise DataError(
-                f"sample {self.id!r}: a prompt is a text or a list of messages {{'role': ..., 'content': ...}} with the "
-                f"roles {', '.join(get_args(Role))}, not {self.prompt!r}."
+                f"sample {self.id!r}: a prompt is a text or a list of messages {{'role': ..., 'content': ...}} "
+                f"with the roles {', '.join(get_args(Role))}, not {self.prompt!r}."
             )
 
     @property

@@ -70,12 +70,13 @@ def register(
             raise ConfigurationError(f"level={level!r}; it is 'token' or 'turn'.")
         return _build(environments[level], id, task, {**defaults, **kwargs})
 
-    def make_vector_env(*, num_envs: int, level: str = "token", **kwargs: Any) -> VectorEnv:
+    def make_vector_env(**kwargs: Any) -> VectorEnv:
+        level = kwargs.pop("level", "token")
         if level != "token":
             raise ConfigurationError(
                 f"level={level!r}: only token level has a vector form; use vectorization_mode='sync'."
             )
-        return _build(TokenVectorEnv, id, task, {"num_envs": num_envs, **defaults, **kwargs})
+        return _build(TokenVectorEnv, id, task, {**defaults, **kwargs})
 
     gymnasium.register(id, entry_point=make_env, vector_entry_point=make_vector_env, **for_gymnasium)
     _registered.add(id)
@@ -86,8 +87,8 @@ def make(id: str, **kwargs: Any) -> gymnasium.Env:
 
     Args:
         id: What it is registered under.
-        **kwargs: ``level="turn"`` for text in and text out; what ``gymnasium.make`` takes; and overrides of the defaults
-            of :func:`register`.
+        **kwargs: ``level="turn"`` for text in and text out; what ``gymnasium.make`` takes; and overrides of the
+            defaults of :func:`register`.
 
     Raises:
         UnknownEnvironmentError: There is no such id.
@@ -102,8 +103,8 @@ def make_vec(id: str, num_envs: int = 1, **kwargs: Any) -> VectorEnv:
     Args:
         id: What it is registered under.
         num_envs: How many environments.
-        **kwargs: ``copy=False`` for observations that are views; what ``gymnasium.make_vec`` takes; and overrides of the
-            defaults of :func:`register`.
+        **kwargs: ``copy=False`` for observations that are views; what ``gymnasium.make_vec`` takes; and overrides of
+            the defaults of :func:`register`.
 
     Raises:
         UnknownEnvironmentError: There is no such id.
@@ -193,5 +194,5 @@ def register_builtin_and_plugins() -> None:
     for plugin in entry_points(group=ENTRY_POINT_GROUP):
         try:
             register(plugin.name, plugin.value)
-        except Exception as error:  # another distribution's mistake must not keep textgym from being imported
+        except (gymnasium.error.Error, ValueError) as error:  # must not keep textgym from being imported
             warnings.warn(f"the entry point {plugin.name!r} of {ENTRY_POINT_GROUP} is no id: {error}", stacklevel=2)

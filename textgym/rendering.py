@@ -54,8 +54,8 @@ def _builtin_folder() -> str:
     folder = files("textgym") / "builtin"
     if not (folder / "tokenizer.json").is_file():
         raise TokenizerError(
-            f"this installation has no built-in tokenizer ({folder} is missing); name one: tokenizer='gpt2', a path or a "
-            "transformers tokenizer."
+            f"this installation has no built-in tokenizer ({folder} is missing); name one: tokenizer='gpt2', a path "
+            "or a transformers tokenizer."
         )
     return str(folder)
 
@@ -68,8 +68,8 @@ def _pretrained(name: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError) as error:
         raise TokenizerError(
-            f"no tokenizer could be loaded from {name!r}: give a folder with a tokenizer, or the name of a model on the "
-            f"Hub that can be reached or is cached. transformers says: {error}"
+            f"no tokenizer could be loaded from {name!r}: give a folder with a tokenizer, or the name of a model on "
+            f"the Hub that can be reached or is cached. transformers says: {error}"
         ) from error
 
 
@@ -138,7 +138,7 @@ class Renderer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the agent's tokens, special ones left out."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     @cached_property
     def rewrites_history(self) -> bool:
@@ -172,8 +172,8 @@ class Renderer:
         head, found, tail = self._render(conversation).partition(REPLIED)
         if not found:
             raise TokenizerError(
-                f"the tokenizer's chat template leaves out earlier replies, so a conversation cannot go on after {head!r}; "
-                "use format='plain' or set another tokenizer.chat_template."
+                f"the tokenizer's chat template leaves out earlier replies, so a conversation cannot go on after "
+                f"{head!r}; use format='plain' or set another tokenizer.chat_template."
             )
         return tail
 
@@ -208,16 +208,16 @@ class Renderer:
     def _without_beginning(self, text: str, last_token: int, unread: str) -> str:
         """The text without what the agent has written of it: the token that ends its message, or a stop string."""
         if last_token in self.end_tokens:
-            written = self.tokenizer.decode([last_token])
-            return text.lstrip().removeprefix(written) if text.lstrip().startswith(written) else text
+            end = str(self.tokenizer.convert_ids_to_tokens(last_token))
+            return text.lstrip().removeprefix(end) if text.lstrip().startswith(end) else text
         return text.removeprefix(unread)
 
     def _render(self, messages: list[dict[str, str]], generate: bool = True) -> str:
         prefilled = messages[-1]["role"] == "assistant"
         options: dict[str, Any] = {"continue_final_message": True} if prefilled else {"add_generation_prompt": True}
         try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, **(options if generate else {}))
-        except Exception as error:  # a template raises whatever it likes: jinja2's errors, KeyError, TypeError
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **(options if generate else {})))
+        except Exception as error:
             raise TokenizerError(
                 f"the tokenizer's chat template refuses messages of roles "
                 f"{[message['role'] for message in messages]}: {error}. Use format='plain' or other messages."

@@ -20,8 +20,8 @@ __all__ = ["SB3VecEnv", "sb3_vec_env"]
 def sb3_vec_env(venv: VectorEnv) -> SB3VecEnv:
     """The vector environment as an SB3 ``VecEnv``, for any of SB3's and sb3-contrib's algorithms and callbacks.
 
-    An episode that was scored has ``info["episode"]``, as SB3's Monitor writes it; one that could not be scored has none,
-    so that no average of SB3's counts it.
+    An episode that was scored has ``info["episode"]``, as SB3's Monitor writes it; one that could not be scored has
+    none, so that no average of SB3's counts it.
 
     Args:
         venv: A :class:`~textgym.TokenVectorEnv`, or any vector environment that resets in the same step.
@@ -41,7 +41,7 @@ def sb3_vec_env(venv: VectorEnv) -> SB3VecEnv:
 
 
 class SB3VecEnv(VecEnv):
-    """See :func:`sb3_vec_env`.
+    """See :func:`sb3_vec_env`; the methods are those of SB3's ``VecEnv``.
 
     Attributes:
         venv: The Gymnasium vector environment.
@@ -56,6 +56,7 @@ class SB3VecEnv(VecEnv):
         super().__init__(venv.num_envs, venv.single_observation_space, venv.single_action_space)
 
     def reset(self) -> VecEnvObs:
+        """Resets all, with the seeds and options given by ``seed`` and ``set_options``."""
         seeds = self._seeds if any(seed is not None for seed in self._seeds) else None
         observations, infos = self.venv.reset(seed=seeds, options=self._reset_options_given())  # type: ignore[arg-type]
         self.reset_infos = [_info_of(infos, i) for i in range(self.num_envs)]
@@ -72,9 +73,11 @@ class SB3VecEnv(VecEnv):
         return {"samples": [options.get("sample") for options in self._options]}
 
     def step_async(self, actions: np.ndarray) -> None:
+        """Keeps the actions, ``(num_envs,)``, for :meth:`step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
+        """Steps all; the infos of ended episodes hold ``terminal_observation`` and ``TimeLimit.truncated``."""
         observations, rewards, terminated, truncated, infos = self.venv.step(self._actions)  # type: ignore[arg-type]
         dones = terminated | truncated
         self._returns += rewards
@@ -101,9 +104,11 @@ class SB3VecEnv(VecEnv):
         return final
 
     def close(self) -> None:
+        """Closes the vector environment."""
         self.venv.close()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """The attribute of each environment."""
         getter = getattr(self.venv, "get_attr", None)
         values = getter(attr_name) if getter is not None else (getattr(self.venv, attr_name),) * self.num_envs
         return [values[i] for i in self._get_indices(indices)]
@@ -121,10 +126,12 @@ class SB3VecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list:
+        """The result of the method of each environment."""
         values = self.venv.call(method_name, *method_args, **method_kwargs)  # type: ignore[attr-defined]
         return [values[i] for i in self._get_indices(indices)]
 
     def has_attr(self, attr_name: str) -> bool:
+        """Whether the vector environment or its environments have the attribute."""
         return hasattr(self.venv, attr_name) or super().has_attr(attr_name)
 
     def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper], indices: VecEnvIndices = None) -> list[bool]:

@@ -123,8 +123,8 @@ class TokenSetting(Setting):
             self.stop += self.renderer.message_stops
         if task.is_multi_turn and self.renderer.rewrites_history:
             warnings.warn(
-                "the tokenizer's chat template rewrites earlier turns of a conversation (it may drop their reasoning); an "
-                "episode's tokens are append-only, so the model will see its earlier turns as it wrote them.",
+                "the tokenizer's chat template rewrites earlier turns of a conversation (it may drop their reasoning); "
+                "an episode's tokens are append-only, so the model will see its earlier turns as it wrote them.",
                 stacklevel=2,
             )
         self.observation_space, self.action_space = self._spaces()
@@ -169,8 +169,8 @@ class TokenSetting(Setting):
             )
         if len(ids) >= self.max_context:
             raise PromptTooLongError(
-                f"the prompt of sample {sample.id!r} has {len(ids)} tokens, and max_context={self.max_context} leaves no "
-                f"room for a reply; shorten or drop the sample, or set max_context to more than {len(ids)}."
+                f"the prompt of sample {sample.id!r} has {len(ids)} tokens, and max_context={self.max_context} leaves "
+                f"no room for a reply; shorten or drop the sample, or set max_context to more than {len(ids)}."
             )
         return ids
 

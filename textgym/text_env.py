@@ -12,7 +12,7 @@ from gymnasium import spaces
 from gymnasium.error import InvalidAction, ResetNeeded
 
 from textgym.conversation import add_scores, ask, close_turn, outcome, transcript
-from textgym.episode import Episode, Sample, Turn
+from textgym.episode import Episode, Sample, StopReason, Turn
 from textgym.errors import ConfigurationError
 from textgym.rendering import Format
 from textgym.rewards import Reward, Score
@@ -65,8 +65,8 @@ class TextEnv(gymnasium.Env[str, str]):
     episode is over. ``info["messages"]`` is the conversation so far as chat messages; the other keys of ``info`` are
     those of :class:`~textgym.TokenEnv`, and so are samples, seeds, scores and ends of episodes.
 
-    With a tokenizer a reply is tokenised, and the token environment's budgets hold: the same transitions exactly. Without
-    one there are no budgets, and a reward that is asked after each token is asked once a turn.
+    With a tokenizer a reply is tokenised, and the token environment's budgets hold: the same transitions exactly.
+    Without one there are no budgets, and a reward that is asked after each token is asked once a turn.
 
     Args:
         task: The task.
@@ -182,8 +182,8 @@ class TextEnv(gymnasium.Env[str, str]):
     def _step_text(self, text: str) -> tuple[float, dict[str, Any]]:
         setting, episode = self.setting, self.episode
         stop = setting.stop_position(text)
-        reason, text = ("eos", text) if stop is None else ("stop_string", text[:stop])
-        answer = close_turn(setting, episode, text, reason, self.np_random)
+        reason: StopReason = "eos" if stop is None else "stop_string"
+        answer = close_turn(setting, episode, text[:stop], reason, self.np_random)
         if answer is not None:
             episode.turns.append(Turn("user", answer))
         scores: dict[int, list[Score]] = {}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
+from gymnasium import spaces
 from gymnasium.error import InvalidAction, ResetNeeded
 
 from textgym.conversation import transcript
@@ -29,12 +30,12 @@ class TokenEnv(gymnasium.Env[dict[str, np.ndarray], Any]):
     """A task whose action is the id of the agent's next token.
 
     The observation is the whole stream, right-padded and append-only within an episode: ``input_ids`` (int64),
-    ``attention_mask`` and ``agent_mask`` (int8), each ``(max_context,)``. Padding is known from ``attention_mask`` alone;
-    ``agent_mask`` is 1 on the tokens that the agent wrote, the one that ends its turn included.
+    ``attention_mask`` and ``agent_mask`` (int8), each ``(max_context,)``. Padding is known from ``attention_mask``
+    alone; ``agent_mask`` is 1 on the tokens that the agent wrote, the one that ends its turn included.
 
-    A turn ends at an end token, at a stop string, or when ``max_new_tokens`` or ``max_context`` is used up. The first two
-    hand the turn's text to ``task.respond``, and the episode goes on with its answer; without one, or when a budget is
-    used up, the episode *terminates*, since the budgets are part of the task. The environment never truncates.
+    A turn ends at an end token, at a stop string, or when ``max_new_tokens`` or ``max_context`` is used up. The first
+    two hand the turn's text to ``task.respond``, and the episode goes on with its answer; without one, or when a budget
+    is used up, the episode *terminates*, since the budgets are part of the task. The environment never truncates.
 
     A step that earns a reward returns it. One whose reward could not be scored returns 0.0, and an ``info`` with a
     ``score_status`` that is not ``"ok"``. Other keys of ``info``: at reset ``sample_id``; at a turn's end ``response``,
@@ -80,8 +81,8 @@ class TokenEnv(gymnasium.Env[dict[str, np.ndarray], Any]):
             max_context=max_context,
             format=format,
         )
-        self.observation_space = self.setting.observation_space
-        self.action_space = self.setting.action_space
+        self.observation_space: spaces.Space[Any] = self.setting.observation_space
+        self.action_space: spaces.Space[Any] = self.setting.action_space
         self.render_mode = render_mode
         self._streams = Streams(self.setting, 1)
 

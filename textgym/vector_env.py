@@ -27,10 +27,10 @@ __all__ = ["TokenVectorEnv"]
 
 
 class TokenVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
-    """``num_envs`` token environments, the same trajectories as a vector of :class:`~textgym.TokenEnv`, stepped together.
+    """``num_envs`` token environments in step, with the same trajectories as a vector of :class:`~textgym.TokenEnv`.
 
-    Episodes that end in the same step are scored in one call. An environment whose episode has ended starts the next one
-    in the same step (``AutoresetMode.SAME_STEP``); what it ended with is in ``infos["final_obs"]`` and
+    Episodes that end in the same step are scored in one call. An environment whose episode has ended starts the next
+    one in the same step (``AutoresetMode.SAME_STEP``); what it ended with is in ``infos["final_obs"]`` and
     ``infos["final_info"]``, laid out as Gymnasium's ``SyncVectorEnv`` does.
 
     Args:
@@ -124,8 +124,7 @@ class TokenVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
             PromptTooLongError: A sample's prompt leaves no room for a reply.
             ConfigurationError: The options or seeds do not fit.
         """
-        super().reset(seed=seed if isinstance(seed, int) else None)
-        seeds = self._one_each("seed", [seed + i for i in range(self.num_envs)] if _is_whole(seed) else seed)
+        seeds = self._seeds(seed)
         options = options or {}
         indices = self._one_each("options['samples']", options.get("samples"))
         mask = self._one_each("options['reset_mask']", options.get("reset_mask"), True)
@@ -191,7 +190,7 @@ class TokenVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
     def _begin(self, row: int, seed: int | None = None, index: int | None = None) -> dict[str, Any]:
         rng = self._rngs[row]
         if seed is not None or rng is None:
-            rng, _ = seeding.np_random(seed)
+            rng, _ = seeding.np_random(None if seed is None else int(seed))
             self._rngs[row] = rng
         self._steps[row] = 0
         return self._streams.begin(row, rng, seed, index)
@@ -209,6 +208,8 @@ class TokenVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
             )
         return values
 
-
-def _is_whole(seed: Any) -> bool:
-    return isinstance(seed, (int, np.integer))
+    def _seeds(self, seed: int | Sequence[int | None] | None) -> Sequence[int | None]:
+        if isinstance(seed, (int, np.integer)):
+            super().reset(seed=int(seed))
+            return [int(seed) + i for i in range(self.num_envs)]
+        return self._one_each("seed", seed)
