@@ -67,11 +67,11 @@ def test_models_that_do_not_see_their_whole_past_take_the_uncached_path():
         **small, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64, sliding_window=16
     )
     mamba = transformers.MambaConfig(**small)
-    assert not supports_row_cache(transformers.MistralForCausalLM(mistral).base_model, CONTEXT)
-    assert supports_row_cache(transformers.MistralForCausalLM(mistral).base_model, 16)
-    assert not supports_row_cache(transformers.MambaForCausalLM(mamba).base_model, CONTEXT)
+    assert not supports_row_cache(transformers.MistralForCausalLM(mistral).eval().base_model, CONTEXT)
+    assert supports_row_cache(transformers.MistralForCausalLM(mistral).eval().base_model, 16)
+    assert not supports_row_cache(transformers.MambaForCausalLM(mamba).eval().base_model, CONTEXT)
 
 
 @pytest.mark.parametrize("shape", MODELS)
 def test_full_attention_models_are_decoded_incrementally(shape):
-    assert supports_row_cache(MODELS[shape]().base_model, CONTEXT)
+    assert supports_row_cache(MODELS[shape]().eval().base_model, CONTEXT)
