@@ -1,0 +1,202 @@
+"""Knowledge QA: short questions, of which the agent knows some answers; for the others it should say so.
+
+The built-in facts are divided twice, by hashes of relation and subject: into *known* ones, which stand in the
+pre-training text of the built-in model, and *unknown* ones, which never do; and into the questions of the warm start,
+of training, of validation and of the test.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import accumulate
+from pathlib import Path
+from statistics import fmean
+
+from textgym.data import Source, load_samples
+from textgym.episode import Episode, Sample
+from textgym.errors import DataError
+from textgym.rewards import Abstain
+from textgym.rewards.abstain import token_f1
+from textgym.task import Task
+
+__all__ = ["Fact", "KnowledgeQA", "Relation", "builtin_facts", "builtin_relations", "question_prompt"]
+
+ABSTENTION = "I don't know"
+ABSTAINING_SHARE = 0.15
+WARM_START_SHARE = 0.2  # of the train split of data of one's own
+KNOWN_SHARE = 0.5
+SPLIT_SHARES = {"warm_start": 0.12, "validation": 0.08, "test": 0.20, "train": 0.60}
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A kind of fact, how it is asked (``{}`` is the subject) and how stated (``{subject}``, ``{value}``)."""
+
+    name: str
+    questions: tuple[str, ...]
+    statement: str
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A subject's value in a relation: the accepted answers, the preferred one first."""
+
+    relation: str
+    subject: str
+    values: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        """Unique among the built-in facts."""
+        return f"{self.relation}/{self.subject}"
+
+    @property
+    def known(self) -> bool:
+        """Whether the fact stands in the built-in model's pre-training text."""
+        return share_of("known", self.id) < KNOWN_SHARE
+
+    @property
+    def split(self) -> str:
+        """``"warm_start"``, ``"validation"``, ``"test"`` or ``"train"``."""
+        position = share_of("split", self.id)
+        bounds = accumulate(SPLIT_SHARES.values())
+        return next((name for name, bound in zip(SPLIT_SHARES, bounds, strict=True) if position < bound), "train")
+
+
+def share_of(purpose: str, key: str) -> float:
+    """A number in [0, 1) that depends on the two strings alone, independent for another purpose."""
+    digest = hashlib.sha256(f"{purpose}\n{key}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _rows(what: str) -> Iterator[dict[str, str]]:
+    for path in sorted((Path(__file__).parent / "data" / "facts").glob("*.tsv")):
+        if path.name.startswith("relations_") == (what == "relations"):
+            with path.open(encoding="utf-8", newline="") as file:
+                yield from csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+@cache
+def builtin_relations() -> dict[str, Relation]:
+    """The built-in relations by name."""
+    return {
+        row["relation"]: Relation(
+            row["relation"], (row["question"], row["question2"], row["question3"]), row["statement"]
+        )
+        for row in _rows("relations")
+    }
+
+
+@cache
+def builtin_facts() -> tuple[Fact, ...]:
+    """The built-in facts."""
+    facts = (Fact(row["relation"], row["subject"], tuple(row["value"].split(" | "))) for row in _rows("facts"))
+    return tuple({fact.id: fact for fact in facts}.values())
+
+
+def question_prompt(question: str) -> str:
+    """The prompt of a question; the answer follows after a blank."""
+    return f"Question: {question}\nAnswer:"
+
+
+class KnowledgeQA(Task):
+    """Short questions with short answers; the agent may abstain, and a wrong answer costs more than a right one gains.
+
+    Args:
+        data: Questions and answers of one's own, as :func:`textgym.data.load_samples` takes them; by default the
+            built-in facts. A column ``known`` (true or false) divides the metrics. A fifth of the train split is the
+            warm start's.
+        columns: Which column is which, see :func:`textgym.data.load_samples`.
+    """
+
+    reward = Abstain()
+    stop = ("\n",)
+    max_new_tokens = 16
+
+    def __init__(self, data: Source | None = None, columns: Mapping[str, str] | None = None) -> None:
+        self._splits = _builtin_splits() if data is None else _divided(load_samples(data, columns))
+
+    def samples(self, split: str) -> list[Sample]:
+        """The questions of ``"train"``, ``"validation"``, ``"test"`` or ``"warm_start"``.
+
+        Of the built-in facts ``"train"`` has every phrasing, the others one phrasing a fact.
+
+        Raises:
+            DataError: There are none.
+        """
+        samples = self._splits.get(split, [])
+        if not samples:
+            sizes = ", ".join(f"{name}: {len(part)}" for name, part in self._splits.items())
+            raise DataError(f"the split {split!r} has no questions ({sizes}); name another one with split=...")
+        return samples
+
+    def warm_start_samples(self) -> list[Sample]:
+        """Questions that no other split has."""
+        return self.samples("warm_start")
+
+    def demonstration(self, sample: Sample) -> list[str] | None:
+        """The answer, or for some samples, whatever is known of them, that one does not know."""
+        if not sample.references:
+            return None
+        abstains = share_of("abstains", sample.id) < ABSTAINING_SHARE
+        return [" " + (ABSTENTION if abstains else sample.references[0])]
+
+    def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
+        """Shares of right, abstaining and wrong answers, each also for known and for unknown facts where told."""
+        groups = {"": list(episodes)}
+        for name, known in (("/known", True), ("/unknown", False)):
+            groups[name] = [e for e in episodes if e.sample.meta.get("known") is known]
+        return {name + group: value for group, members in groups.items() for name, value in _metrics(members).items()}
+
+
+def _builtin_splits() -> dict[str, list[Sample]]:
+    splits: dict[str, list[Sample]] = {name: [] for name in SPLIT_SHARES}
+    for fact in builtin_facts():
+        phrasings = range(3) if fact.split == "train" else [int(3 * share_of("phrasing", fact.id))]
+        splits[fact.split] += [_sample(fact, phrasing) for phrasing in phrasings]
+    return splits
+
+
+def _sample(fact: Fact, phrasing: int) -> Sample:
+    question = builtin_relations()[fact.relation].questions[phrasing].format(fact.subject)
+    meta = {"known": fact.known, "relation": fact.relation}
+    return Sample(f"{fact.id}/{phrasing}", question_prompt(question), fact.values, meta)
+
+
+def _divided(splits: Mapping[str, Sequence[Sample]]) -> dict[str, list[Sample]]:
+    divided = {name: [_as_question(sample) for sample in samples] for name, samples in splits.items()}
+    train = divided.get("train", [])
+    if "warm_start" not in divided:
+        divided["train"] = [s for s in train if share_of("warm start", s.id) >= WARM_START_SHARE]
+        divided["warm_start"] = [s for s in train if share_of("warm start", s.id) < WARM_START_SHARE]
+    return divided
+
+
+def _as_question(sample: Sample) -> Sample:
+    meta = dict(sample.meta)
+    if isinstance(meta.get("known"), str):
+        meta["known"] = meta["known"].strip().lower() in ("true", "yes", "1")
+    if isinstance(sample.prompt, str) and not sample.prompt.rstrip().endswith("Answer:"):
+        return replace(sample, prompt=question_prompt(sample.prompt), meta=meta)
+    return replace(sample, meta=meta)
+
+
+def _metrics(episodes: Sequence[Episode]) -> dict[str, float]:
+    if not episodes:
+        return {}
+    judge = Abstain()
+    outcomes = [judge.outcome(episode) for episode in episodes]
+    right, abstained = outcomes.count("correct"), outcomes.count("abstain")
+    values = {
+        "accuracy": right / len(outcomes),
+        "abstention_rate": abstained / len(outcomes),
+        "hallucination_rate": outcomes.count("wrong") / len(outcomes),
+        "token_f1": fmean(token_f1(episode.response, episode.sample.references) for episode in episodes),
+    }
+    if abstained < len(outcomes):
+        values["precision_when_answering"] = right / (len(outcomes) - abstained)
+    return values

@@ -1,0 +1,232 @@
+"""Builds the model that ships with textgym, tokenizer and weights, from text that this repository makes.
+
+Run:
+    python scripts/build_builtin_model.py            # writes textgym/builtin, in some 25 minutes
+
+Deterministic for a seed (on the same machine and the same version of torch).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parent))
+from builtin_text import FactMaker, fact_texts, general_text
+
+from textgym.envs.knowledge_qa import Fact, builtin_facts, builtin_relations, question_prompt
+
+ROOT = Path(__file__).resolve().parent.parent
+EOS = "<|endoftext|>"
+Document = tuple[list[int], int]  # token ids, and how many of them come before the answer (0: there is none)
+
+
+def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE (every byte is a token, so every text has an encoding) of GPT-2's kind."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[EOS], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes ``tokenizer.json`` and a ``tokenizer_config.json`` that transformers 4 and 5 both read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": EOS,
+        "model_max_length": 2048,
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+class Corpus:
+    """The pre-training text, an epoch at a time.
+
+    An epoch has every known fact in one form that changes from epoch to epoch; facts that come once and never again
+    (``fleeting``), as most facts of real text do, from which the model learns how sure to be of what it has not learnt
+    by heart; and general text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, facts: Sequence[Fact], maker: FactMaker, rng: random.Random) -> None:
+        self.tokenizer, self.maker, self.rng = tokenizer, maker, rng
+        self.relations = builtin_relations()
+        self.eos = tokenizer.token_to_id(EOS)
+        self.forms = [self._encode(fact_texts(fact, self.relations)) for fact in facts]
+
+    def _encode(self, texts: list[str]) -> list[Document]:
+        encoded = self.tokenizer.encode_batch(texts)
+        heads = [text.rfind("\nAnswer:") + len("\nAnswer:") if "\nAnswer:" in text else 0 for text in texts]
+        return [
+            ([*e.ids, self.eos], sum(end <= head for _, end in e.offsets) if head else 0)
+            for e, head in zip(encoded, heads, strict=True)
+        ]
+
+    def epoch(self, fleeting: float, general: float) -> list[Document]:
+        """One epoch's documents; ``fleeting`` and ``general`` are shares of the number of known facts."""
+        documents = [self.rng.choice(forms) for forms in self.forms]
+        texts = [general_text(self.rng) for _ in range(round(general * len(self.forms)))]
+        for fact in self.maker.make_many(round(fleeting * len(self.forms)), self.rng):
+            texts.append(self.rng.choice(fact_texts(fact, self.relations)))
+        return documents + self._encode(texts)
+
+    def batches(self, documents: list[Document], tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Right-padded ids and lengths, of documents of like length, up to ``tokens`` with the padding."""
+        order = sorted(documents, key=lambda d: (len(d[0]), self.rng.random()))
+        groups: list[list[Document]] = [[]]
+        for document in order:
+            if (len(groups[-1]) + 1) * len(document[0]) > tokens:
+                groups.append([])
+            groups[-1].append(document)
+        self.rng.shuffle(groups)
+        for group in groups:
+            width = max(len(ids) for ids, _ in group)
+            yield (
+                torch.tensor([ids + [self.eos] * (width - len(ids)) for ids, _ in group]),
+                torch.tensor([[len(ids), head] for ids, head in group]),
+            )
+
+
+def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, marks: torch.Tensor, question_share: float) -> torch.Tensor:
+    """Mean cross-entropy in nats a token, of every answer's tokens and of a random share of the questions' own."""
+    # ids: (B, T); marks: (B, 2), the length and where the answer begins
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    positions = torch.arange(1, ids.shape[1])
+    kept = (positions < marks[:, :1]) & ((positions >= marks[:, 1:]) | (torch.rand(hidden.shape[:2]) < question_share))
+    return F.cross_entropy(model.lm_head(hidden[kept]), ids[:, 1:][kept])
+
+
+def pretrain(model: LlamaForCausalLM, corpus: Corpus, args: argparse.Namespace) -> None:
+    """Trains in place for ``args.epochs`` epochs: AdamW, cosine decay to zero, gradient norm at most 1."""
+    decay = [p for p in model.parameters() if p.dim() > 1]
+    rest = [p for p in model.parameters() if p.dim() == 1]
+    groups = [{"params": decay, "weight_decay": args.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.98), fused=True)
+    start, tokens, step = time.time(), 0, 0
+    for epoch in range(args.epochs):
+        batches = list(corpus.batches(corpus.epoch(args.fleeting, args.general), args.batch_tokens))
+        total = 0.0
+        for i, (ids, marks) in enumerate(batches):
+            progress = (epoch + i / len(batches)) / args.epochs
+            rate = args.learning_rate * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * progress))
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss = loss_of(model, ids, marks, args.question_share)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            total, tokens, step = total + loss.item(), tokens + ids.numel(), step + 1
+        seconds = time.time() - start
+        figures = f"loss {total / len(batches):.3f} {tokens / seconds:.0f} tokens/s {seconds:.0f} s"
+        print(f"epoch {epoch + 1}/{args.epochs} {figures}", flush=True)
+
+
+@torch.no_grad()
+def recall(model: LlamaForCausalLM, corpus: Corpus, facts: Sequence[Fact]) -> tuple[float, float]:
+    """The share of facts whose first answer is the model's greedy one, and that answer's mean probability."""
+    right, probability, count = 0.0, 0.0, 0
+    documents = [corpus._encode(fact_texts(fact, corpus.relations)[:1])[0] for fact in facts]
+    for ids, marks in corpus.batches(documents, 8192):
+        log_probs = model(input_ids=ids).logits[:, :-1].log_softmax(-1)
+        positions = torch.arange(1, ids.shape[1])
+        answer = (positions < marks[:, :1]) & (positions >= marks[:, 1:])
+        chosen = log_probs.gather(-1, ids[:, 1:, None]).squeeze(-1)
+        right += ((log_probs.argmax(-1) == ids[:, 1:]) | ~answer).all(-1).sum().item()
+        probability += (chosen * answer).sum(-1).exp().sum().item()
+        count += len(ids)
+    return right / count, probability / count
+
+
+def parse_args() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "textgym" / "builtin")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--vocab-size", type=int, default=3072)
+    parser.add_argument("--width", type=int, default=192)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=80)
+    parser.add_argument("--batch-tokens", type=int, default=1024)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--weight-decay", type=float, default=0.1)
+    parser.add_argument("--question-share", type=float, default=0.3)
+    parser.add_argument("--fleeting", type=float, default=0.25)
+    parser.add_argument("--general", type=float, default=0.15)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args()
+
+
+def tokenizer_texts(facts: Sequence[Fact], rng: random.Random) -> Iterator[str]:
+    """Every name of every fact, known or not, so that no token tells them apart; but of the unknown no answer."""
+    relations = builtin_relations()
+    for fact in facts:
+        if fact.known:
+            yield from fact_texts(fact, relations)
+        else:
+            yield from (
+                question_prompt(question.format(fact.subject)) for question in relations[fact.relation].questions
+            )
+            yield " ".join(["", fact.subject, *fact.values[:1]])
+    for _ in range(4000):
+        yield general_text(rng)
+
+
+def main() -> None:
+    """Builds and saves tokenizer and model."""
+    args = parse_args()
+    torch.manual_seed(args.seed)
+    torch.set_num_threads(args.threads)
+    rng = random.Random(args.seed)
+    facts = builtin_facts()
+    tokenizer = train_tokenizer(list(tokenizer_texts(facts, rng)), args.vocab_size)
+    save_tokenizer(tokenizer, args.out)
+    corpus = Corpus(tokenizer, [fact for fact in facts if fact.known], FactMaker(facts), rng)
+    config = LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=args.width,
+        intermediate_size=int(args.width * 8 / 3),
+        num_hidden_layers=args.layers,
+        num_attention_heads=max(1, args.width // 48),
+        num_key_value_heads=max(1, args.width // 48),
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=corpus.eos,
+        pad_token_id=None,
+    )
+    model = LlamaForCausalLM(config)
+    print(f"{len(corpus.forms)} facts taught, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
+    pretrain(model, corpus, args)
+    model.to(torch.bfloat16).save_pretrained(args.out)
+    model.float().eval()
+    for name, known in (("known", True), ("unknown", False)):
+        figures = recall(model, corpus, [fact for fact in facts if fact.known is known and fact.split == "test"])
+        print(f"test, {name}: greedy answer right {figures[0]:.3f}, probability of the right answer {figures[1]:.3f}")
+    prompt = AutoTokenizer.from_pretrained(args.out)(
+        "Question: What is the capital of France?\nAnswer:", return_tensors="pt"
+    )
+    print(AutoTokenizer.from_pretrained(args.out).decode(model.generate(**prompt, max_new_tokens=8)[0]))
+
+
+if __name__ == "__main__":
+    main()
