@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+import textgym
+from textgym import Episode, Sample, Task
 
 CORPUS = (
     "The capital of France is Paris. The capital of Germany is Berlin. The capital of Japan is Tokyo.",
@@ -49,3 +53,48 @@ def tokenizer() -> PreTrainedTokenizerBase:
 def chat_tokenizer() -> PreTrainedTokenizerBase:
     """ChatML; three different tokens for eos, for the end of a message and for padding."""
     return make_tokenizer(("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"), CHATML, pad_token="<|pad|>")
+
+
+class Capitals(Task):
+    """One turn, a few samples."""
+
+    max_new_tokens = 8
+    capitals = (("France", "Paris"), ("Germany", "Berlin"), ("Japan", "Tokyo"), ("Italy", "Rome"))
+
+    def samples(self, split: str) -> list[Sample]:
+        return [
+            Sample(id=country, prompt=f"The capital of {country} is", references=(capital,))
+            for country, capital in self.capitals
+        ]
+
+    def reward(self, response: str, references: Sequence[str]) -> float:  # type: ignore[override]
+        return float(references[0] in response)
+
+    def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
+        return {"length": sum(len(episode.response) for episode in episodes) / len(episodes)}
+
+
+class Guess(Task):
+    """Several turns, with chance in the environment's part and a reward at each turn's end."""
+
+    max_new_tokens = 6
+    stop = ("!",)
+    reward = textgym.reward(lambda response: len(response) / 100, name="length", when="turn")
+
+    def samples(self, split: str) -> list[Sample]:
+        return [Sample(id=str(i), prompt=[{"role": "user", "content": f"Guess {i}."}], references=(str(i),)) for i in range(5)]
+
+    def respond(self, episode: Episode, rng: np.random.Generator) -> str | None:
+        if episode.sample.references[0] in episode.response or len(episode.responses) >= 3:
+            return None
+        return f"No. Here is a hint: {rng.integers(1000)}"
+
+
+@pytest.fixture
+def capitals() -> Capitals:
+    return Capitals()
+
+
+@pytest.fixture
+def guess() -> Guess:
+    return Guess()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import random
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -50,10 +49,10 @@ def check_env(env: gymnasium.Env, *, seed: int = 0) -> None:
     """Checks a textgym environment, at token or at turn level, and what it is made of.
 
     Runs Gymnasium's checker and, at token level, SB3's, and on top: the same seed gives the same episode; the global
-    random generators are untouched; nothing of an episode survives a reset; the agent's ids stand in the stream as they
-    were chosen; ``step`` and ``step_turn`` agree; empty, instant and over-long replies are scored; rewards, metrics and
-    infos are finite and of plain types; a reward scores an episode alike alone and in a batch; references score at least
-    as high, on average, as corrupted ones; ids of samples are unique.
+    random generators are untouched; nothing of an episode survives a reset; the agent's ids stand in the stream as
+    they were chosen; ``step`` and ``step_turn`` agree; empty and over-long replies are scored; rewards, metrics and
+    infos are finite and of plain types; a reward scores an episode alike alone and in a batch; references score at
+    least as high, on average, as corrupted ones; ids of samples are unique.
 
     Args:
         env: What ``textgym.make`` gives, or a :class:`~textgym.TokenEnv` or :class:`~textgym.TextEnv`. Wrappers are
@@ -104,7 +103,7 @@ def _check_determinism(env: TokenEnv | TextEnv, seed: int) -> None:
     for s in range(seed, seed + N_EPISODES):
         first, second = _play(env, s), _play(env, s)
         _require(
-            _same(first, second),
+            _same(first[:3], second[:3]),
             f"the same seed ({s}) and the same actions gave two different episodes: {_difference(first, second)}",
             "a task keeps what it remembers in episode.state and draws from respond's rng; a reward depends on the "
             "episode alone",
@@ -224,7 +223,7 @@ def _check_final(play: Play, what: str) -> None:
     total = math.fsum(step.reward for step in play.steps)
     _require(
         math.isclose(info["episode_record"]["reward"], total, rel_tol=1e-6, abs_tol=1e-6),
-        f"{what} the steps' rewards add up to {total}, and the episode's record says {info['episode_record']['reward']}",
+        f"{what} the steps' rewards add up to {total}; the episode's record says {info['episode_record']['reward']}",
         "leave episode.reward to the environment",
     )
 
@@ -235,8 +234,8 @@ def _check_batches(env: TokenEnv | TextEnv, seed: int) -> None:
     episodes = [play.episode for play in plays]
     reward = env.setting.reward
     for when in env.setting.whens:
-        alone = [reward.score_at(when, [copy.deepcopy(episode)])[0] for episode in episodes]
-        together = reward.score_at(when, [copy.deepcopy(episode) for episode in episodes])
+        alone = [reward.score_at(when, [episode])[0] for episode in episodes]
+        together = reward.score_at(when, episodes)
         _require(
             alone == together,
             f"the reward scores {len(episodes)} episodes otherwise in one batch than one by one",
@@ -322,6 +321,8 @@ def _cycle(env: TokenEnv | TextEnv, replies: Sequence[str]) -> Sequence[Any]:
 
 
 def _total(play: Play) -> float:
+    for step in play.steps:
+        _check_step(step, f"in an episode about sample {play.episode.sample.id!r}")
     return math.fsum(step.reward for step in play.steps)
 
 
@@ -334,12 +335,9 @@ def _corrupted(text: str) -> str:
 
 
 def _global_generators() -> tuple[Any, ...]:
-    torch = sys.modules.get("torch")
-    return (
-        random.getstate(),
-        np.random.get_state(),
-        None if torch is None else torch.get_rng_state().numpy(),
-    )
+    import torch
+
+    return random.getstate(), np.random.get_state(), torch.get_rng_state().numpy()
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -360,4 +358,4 @@ def _difference(first: Play, second: Play) -> str:
         for field in Step._fields:
             if not _same(getattr(a, field), getattr(b, field)):
                 return f"step {i} has another {field}"
-    return f"they have {len(first.steps)} and {len(second.steps)} steps, or their episodes differ"
+    return f"they have {len(first.steps)} and {len(second.steps)} steps"

@@ -163,7 +163,8 @@ class Renderer:
         ids = self._encode_markup(tail)
         if ids and ids[0] in self.tokenizer.added_tokens_decoder:
             return ids[0]
-        between = self._tail(_messages(ASKED, REPLIED, ANSWERED)).partition(ANSWERED)[0].strip()
+        going_on = self._render(_messages(ASKED, REPLIED, ANSWERED)).partition(REPLIED)[2]
+        between = going_on.partition(ANSWERED)[0].strip()
         self.message_stops = (between,) if between else ()
         return None
 

@@ -185,7 +185,7 @@ class TokenVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
         """Each environment's attribute; all share it."""
-        return self.call(name)
+        return (getattr(self, name),) * self.num_envs
 
     def _begin(self, row: int, seed: int | None = None, index: int | None = None) -> dict[str, Any]:
         rng = self._rngs[row]
