@@ -82,10 +82,13 @@ class Guess(Task):
     reward = textgym.reward(lambda response: len(response) / 100, name="length", when="turn")
 
     def samples(self, split: str) -> list[Sample]:
-        return [Sample(id=str(i), prompt=[{"role": "user", "content": f"Guess {i}."}], references=(str(i),)) for i in range(5)]
+        return [
+            Sample(id=str(i), prompt=[{"role": "user", "content": f"Guess {i}."}], meta={"number": str(i)})
+            for i in range(5)
+        ]
 
     def respond(self, episode: Episode, rng: np.random.Generator) -> str | None:
-        if episode.sample.references[0] in episode.response or len(episode.responses) >= 3:
+        if episode.sample.meta["number"] in episode.response or len(episode.responses) >= 3:
             return None
         return f"No. Here is a hint: {rng.integers(1000)}"
 

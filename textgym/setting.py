@@ -150,15 +150,11 @@ class TokenSetting(Setting):
         return mask
 
     def may_complete_stop(self, tokens: np.ndarray) -> np.ndarray:
-        """Whether each token can be the last one of a stop string, ``(n,)`` bool: it holds a stop's last character.
-
-        A part of a character decodes to U+FFFD, and may be any; so may a blank, which some decoders drop at the start.
-        """
+        """Whether each token may hold the last character of a stop string, ``(n,)`` bool."""
         unknown = tokens[self._stop_table[tokens] == 0]
         for token in unknown.tolist():
             text = self.renderer.decode([token])
-            suspicious = "�" in text or any(stop[-1].isspace() or stop[-1] in text for stop in self.stop)
-            self._stop_table[token] = 2 if suspicious else 1
+            self._stop_table[token] = 2 if any(_may_hold(text, stop[-1]) for stop in self.stop) else 1
         return self._stop_table[tokens] == 2
 
     def _tokenise(self, sample: Sample) -> np.ndarray:
@@ -197,6 +193,14 @@ class TokenSetting(Setting):
     @cached_property
     def _vocabulary(self) -> dict[str, int]:
         return self.tokenizer.get_vocab()
+
+
+def _may_hold(text: str, character: str) -> bool:
+    """Whether a token that decodes to this text on its own may hold the character.
+
+    A part of a character, which is never ASCII, decodes to U+FFFD; and some decoders drop a blank at the start.
+    """
+    return character in text or character.isspace() or (not character.isascii() and "\ufffd" in text)
 
 
 def _positive(name: str, value: int | None, default: int) -> int:

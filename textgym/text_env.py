@@ -73,11 +73,11 @@ class TextEnv(gymnasium.Env[str, str]):
         reward: A reward or a plain function; the task's own where None.
         split: Which of the task's data.
         tokenizer: None for none (not the built-in model's); else a transformers tokenizer, its name or path.
-        max_new_tokens, max_context, format: As in :class:`~textgym.TokenEnv`; they need a tokenizer.
+        max_new_tokens, max_context, format: As in :class:`~textgym.TokenEnv`; without effect if there is no tokenizer.
         render_mode: ``"ansi"``: ``render()`` returns the conversation as text.
 
     Raises:
-        ConfigurationError: An argument cannot work, or a budget is given without a tokenizer.
+        ConfigurationError: An argument cannot work.
         DataError: The split is empty.
     """
 

@@ -106,7 +106,9 @@ def test_later_messages_complete_the_templates_conversation(chat_tokenizer):
     stream += renderer.message_ids("Higher.", stream[-1])
     whole = chat_tokenizer.apply_chat_template(talked, add_generation_prompt=True, tokenize=False)
     assert text_of(chat_tokenizer, stream) == whole
-    unfinished = renderer.message_ids("Higher.", chat_tokenizer.eos_token_id)  # another end token: the message's is added
+    unfinished = renderer.message_ids(
+        "Higher.", chat_tokenizer.eos_token_id
+    )  # another end token: the message's is added
     assert text_of(chat_tokenizer, unfinished).startswith("<|im_end|>\n<|im_start|>user\nHigher.")
 
 

@@ -30,7 +30,8 @@ def test_one_turn(capitals, tokenizer):
     assert info == {"sample_id": "France"}
     assert env.observation_space.contains(obs)
     prompt, agent = stream(obs)
-    assert prompt == tokenizer.encode("The capital of France is") and not any(agent)
+    assert prompt == tokenizer.encode("The capital of France is")
+    assert not any(agent)
     obs, reward, terminated, truncated, info = say(env, " Paris")
     assert (reward, terminated, truncated) == (1.0, True, False)
     reply = [*tokenizer.encode(" Paris"), tokenizer.eos_token_id]
@@ -82,7 +83,8 @@ def test_context_ends_an_episode(capitals, tokenizer):
     obs, _ = env.reset(options={"sample": 0})
     n = int(obs["attention_mask"].sum())
     obs, rewards, terminated, _, info = env.step_turn([300] * 50)
-    assert terminated and info["episode_record"]["stop_reason"] == "context"
+    assert terminated
+    assert info["episode_record"]["stop_reason"] == "context"
     assert len(rewards) == info["n_tokens"] == 12 - n
     assert obs["attention_mask"].all()
 
@@ -103,7 +105,8 @@ def test_several_turns(guess, chat_tokenizer):
     assert (reward, terminated) == (0.02, False)
     assert info == {"response": "12", "reward_parts": {"length": 0.02}, "score_status": "ok"}
     hint = env.episode.turns[-1]
-    assert hint.role == "user" and hint.text.startswith("No. Here is a hint")
+    assert hint.role == "user"
+    assert hint.text.startswith("No. Here is a hint")
     ids, agent = stream(obs)
     assert ids[: len(stream(before)[0])] == stream(before)[0]
     assert sum(agent) == len(chat_tokenizer.encode("12")) + 1
@@ -111,7 +114,8 @@ def test_several_turns(guess, chat_tokenizer):
         env.episode.messages, tokenize=False, add_generation_prompt=True
     )
     obs, reward, terminated, _, info = say(env, "a 4")
-    assert terminated and info["episode_record"]["stop_reason"] == "task"
+    assert terminated
+    assert info["episode_record"]["stop_reason"] == "task"
     assert info["reward_parts"] == {"length": pytest.approx(0.05)}
     assert env.episode.reward == pytest.approx(0.05)
 
@@ -121,7 +125,8 @@ def test_a_message_without_room_ends_the_episode(guess, chat_tokenizer):
     env = TokenEnv(guess, tokenizer=chat_tokenizer, max_context=room + 12)
     env.reset(options={"sample": 0})
     _, _, terminated, _, info = say(env, "7")
-    assert terminated and info["episode_record"]["stop_reason"] == "context"
+    assert terminated
+    assert info["episode_record"]["stop_reason"] == "context"
     assert [turn.role for turn in env.episode.turns] == ["assistant"]
 
 
@@ -130,7 +135,8 @@ def test_running_out_of_a_turns_budget_ends_a_conversation(guess, chat_tokenizer
     env.reset(seed=0)
     say(env, "77")
     _, _, terminated, _, info = env.step_turn([300] * 20)
-    assert terminated and info["n_tokens"] == guess.max_new_tokens
+    assert terminated
+    assert info["n_tokens"] == guess.max_new_tokens
     assert info["episode_record"]["stop_reason"] == "length"
 
 
@@ -182,7 +188,8 @@ def test_a_failed_score_is_marked(capitals, tokenizer, bad, status):
     env.reset(seed=0)
     _, reward, terminated, _, info = say(env, " Paris")
     assert (reward, terminated) == (0.0, True)
-    assert status in info["score_status"] and status in info["episode_record"]["score_status"]
+    assert status in info["score_status"]
+    assert status in info["episode_record"]["score_status"]
     assert info["metrics"] == {}
 
 
@@ -196,11 +203,15 @@ def test_a_failure_on_the_way_is_the_episodes(guess, chat_tokenizer):
     env = TokenEnv(guess, reward=moody, tokenizer=chat_tokenizer)
     env.reset(seed=0, options={"sample": 0})
     _, reward, _, _, info = say(env, "7")
-    assert reward == 0.0 and "not yet" in info["score_status"]
+    assert reward == 0.0
+    assert "not yet" in info["score_status"]
     _, reward, _, _, info = say(env, "8")
-    assert reward == 1.0 and info["score_status"] == "ok"
+    assert reward == 1.0
+    assert info["score_status"] == "ok"
     _, reward, terminated, _, info = say(env, "0")
-    assert terminated and reward == 1.0 and "not yet" in info["score_status"]
+    assert terminated
+    assert reward == 1.0
+    assert "not yet" in info["score_status"]
 
 
 def test_a_failed_token_score_is_marked_at_once(capitals, tokenizer):
@@ -267,7 +278,7 @@ def test_bad_arguments(capitals, tokenizer):
         TokenEnv(capitals, tokenizer=tokenizer, max_new_tokens=0)
     with pytest.raises(ConfigurationError, match=r"max_context=1\.5"):
         TokenEnv(capitals, tokenizer=tokenizer, max_context=1.5)
-    with pytest.raises(ConfigurationError, match="is no textgym.Task"):
+    with pytest.raises(ConfigurationError, match=r"is no textgym\.Task"):
         TokenEnv(type(capitals), tokenizer=tokenizer)
 
     class Mute(Task):
@@ -355,4 +366,6 @@ def test_rewriting_templates_are_reported_for_conversations(guess, capitals, cha
 def test_vocabulary_is_the_action_space(capitals, tokenizer):
     env = TokenEnv(capitals, tokenizer=tokenizer)
     assert env.action_space == gym.spaces.Discrete(len(tokenizer))
-    assert env.samples is not None and env.task is capitals and env.tokenizer is tokenizer
+    assert env.samples is not None
+    assert env.task is capitals
+    assert env.tokenizer is tokenizer
