@@ -105,6 +105,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         self.tokenizer: Any = None
         self.entropy_gradient = True
         self._decoders: list[IncrementalDecoder] | None = None
+        self._before_forward: Callable[[], None] = lambda: None
         self._at_rollout_end: Callable[[], bool] = lambda: False
         super().__init__(
             observation_space,
@@ -146,28 +147,34 @@ class CausalLMPolicy(ActorCriticPolicy):
     # ------------------------------------------------------------------ acting
 
     @contextmanager
-    def incremental_decoding(self, n_rows: int, at_rollout_end: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    def incremental_decoding(
+        self,
+        n_rows: int,
+        before_forward: Callable[[], None] = lambda: None,
+        at_rollout_end: Callable[[], bool] = lambda: False,
+    ) -> Iterator[None]:
         """Inside, batches of ``n_rows`` observations are encoded incrementally, row i after row i.
 
         The weights must not change inside. Models that cannot be decoded like this encode whole prefixes as before.
 
         Args:
             n_rows: The number of environments.
+            before_forward: Called before each action is chosen.
             at_rollout_end: Tells whether only the values of unfinished episodes are still wanted: rows that have just
                 started again are then left out, since their value is multiplied by zero.
         """
-        if not self.can_decode_incrementally:
-            yield
-            return
-        self._decoders = [IncrementalDecoder(trunk, n_rows) for trunk in self._trunks()]
-        self._at_rollout_end = at_rollout_end
+        outer = self._decoders, self._before_forward, self._at_rollout_end  # an evaluation may lie inside a rollout
+        if self.can_decode_incrementally:
+            self._decoders = [IncrementalDecoder(trunk, n_rows) for trunk in self._trunks()]
+        self._before_forward, self._at_rollout_end = before_forward, at_rollout_end
         try:
             yield
         finally:
-            self._decoders, self._at_rollout_end = None, lambda: False
+            self._decoders, self._before_forward, self._at_rollout_end = outer
 
     def forward(self, obs: Observation, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
         """Actions (B,) int64, values (B, 1) and log-probabilities (B,) float32."""
+        self._before_forward()
         hidden, hidden_value = self._last_hidden(obs)
         logits = self._logits(hidden)
         actions = self._choose(logits, deterministic)

@@ -212,7 +212,11 @@ class PPO(stable_baselines3.PPO):
             self._last_obs = env.reset()  # type: ignore[assignment]
             self._last_episode_starts = np.ones(env.num_envs, dtype=bool)
             steps = _UntilEpisodes(self, rollout_buffer, self.n_episodes)
-        with self.policy.incremental_decoding(env.num_envs, at_rollout_end=lambda: rollout_buffer.full):
+        with self.policy.incremental_decoding(
+            env.num_envs,
+            before_forward=lambda: rollout_buffer.see(self._last_obs, self._last_episode_starts),
+            at_rollout_end=lambda: rollout_buffer.full,
+        ):
             return super().collect_rollouts(env, callback, rollout_buffer, steps)
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:

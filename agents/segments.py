@@ -105,6 +105,7 @@ class TokenRolloutBuffer(RolloutBuffer):
         self.quota: np.ndarray | None = None
         self.segments: list[_Segment] | None = None
         self.n_unscored = 0
+        self.seen = 0
         self.pos = 0
         self.full = False
 
@@ -138,15 +139,12 @@ class TokenRolloutBuffer(RolloutBuffer):
         value: Tensor,
         log_prob: Tensor,
     ) -> None:
-        """Adds one step; ``obs`` is read at once, never kept."""
-        if self.pos == self.buffer_size:
-            self._resize(2 * self.buffer_size)
-        starts = np.asarray(episode_start, dtype=bool)
-        self._add_tokens(obs["input_ids"], obs["attention_mask"].sum(-1, dtype=np.int64), starts | (self.pos == 0))
+        """Adds one step. ``obs`` is ignored where :meth:`see` was shown the step's observation before."""
+        if self.seen == self.pos:
+            self.see(obs, episode_start)
         if self.quota is not None:
-            self.quota -= starts & (self.pos > 0)
+            self.quota -= np.asarray(episode_start, dtype=bool) & (self.pos > 0)
             self.surplus[self.pos] = self.quota <= 0
-        self.positions[self.pos] = self.stream_ends - 1
         self.actions[self.pos] = np.asarray(action).reshape(self.n_envs)
         self.rewards[self.pos] = reward
         self.episode_starts[self.pos] = episode_start
@@ -154,6 +152,19 @@ class TokenRolloutBuffer(RolloutBuffer):
         self.log_probs[self.pos] = log_prob.detach().cpu().numpy().reshape(self.n_envs)
         self.pos += 1
         self.full = self.quota is None and self.pos == self.buffer_size
+
+    def see(self, obs: dict[str, np.ndarray], episode_start: np.ndarray) -> None:
+        """Takes the tokens of the observation that the next action is chosen on; reads it at once, and keeps nothing.
+
+        SB3 adds an observation only after the next step, which has by then written over an environment's own arrays
+        (``copy=False``).
+        """
+        if self.seen == self.buffer_size:
+            self._resize(2 * self.buffer_size)
+        restarts = np.asarray(episode_start, dtype=bool) | (self.seen == 0)
+        self._add_tokens(obs["input_ids"], obs["attention_mask"].sum(-1, dtype=np.int64), restarts)
+        self.positions[self.seen] = self.stream_ends - 1
+        self.seen += 1
 
     def _add_tokens(self, ids: np.ndarray, lengths: np.ndarray, restarts: np.ndarray) -> None:
         """Appends each row's new tokens to its stream: all of them where a segment begins, else what it gained."""
@@ -177,9 +188,7 @@ class TokenRolloutBuffer(RolloutBuffer):
 
     def mark_unscored(self, rows: Sequence[int]) -> None:
         """Marks the step that is about to be added as unscored in some environments."""
-        if len(rows) and self.pos == self.buffer_size:
-            self._resize(2 * self.buffer_size)
-        self.unscored[self.pos : self.pos + 1, list(rows)] = True
+        self.unscored[self.pos, list(rows)] = True
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
         """SB3's, after ``before_advantages`` has had its say on the finished rollout."""
