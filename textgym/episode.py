@@ -41,7 +41,7 @@ class Sample:
                 f"sample {self.id!r}: references are a tuple of texts, not {self.references!r}; a single one is "
                 "written ('Paris',)."
             )
-        if not isinstance(self.prompt, str) and not (self.prompt and all(map(_is_message, self.prompt))):
+        if not isinstance(self.prompt, str) and not _are_messages(self.prompt):
             raise DataError(
                 f"sample {self.id!r}: a prompt is a text or a list of messages {{'role': ..., 'content': ...}} "
                 f"with the roles {', '.join(get_args(Role))}, not {self.prompt!r}."
@@ -53,6 +53,10 @@ class Sample:
         if isinstance(self.prompt, str):
             return [{"role": "user", "content": self.prompt}]
         return [dict(message) for message in self.prompt]
+
+
+def _are_messages(prompt: object) -> bool:
+    return isinstance(prompt, Sequence) and len(prompt) > 0 and all(map(_is_message, prompt))
 
 
 def _is_message(message: object) -> bool:
