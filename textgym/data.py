@@ -9,6 +9,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
 
 Row = Mapping[str, Any]
 Source = str | os.PathLike[str] | Mapping[str, Any] | Iterable[Any]
+Columns = Mapping[str, str] | Sequence[Mapping[str, str]]
 
 
 def split_of(key: str) -> str:
@@ -38,7 +40,7 @@ def split_of(key: str) -> str:
     return SPLITS[-1]
 
 
-def load_samples(source: Source, columns: Mapping[str, str] | None = None) -> dict[str, list[Sample]]:
+def load_samples(source: Source, columns: Columns | None = None) -> dict[str, list[Sample]]:
     """The samples of a data source by split, each split in the source's order.
 
     Args:
@@ -47,9 +49,11 @@ def load_samples(source: Source, columns: Mapping[str, str] | None = None) -> di
         columns: Which column is which: ``{"prompt": "question", "references": "answer"}``; also ``"id"`` and
             ``"split"``, and other keys for ``Sample.meta``. A value with braces is a template over columns:
             ``{"prompt": "What is the capital of {Country}?"}``. A field that is not named here is in the column of its
-            own name, if there is one; columns that no field uses become ``meta``.
+            own name, if there is one; columns that no field uses become ``meta``. A list of such mappings makes several
+            samples of a row, one a mapping, except where one of the cells that it names is empty.
 
-    Rows without an id get a hash of their prompt. Rows without a split, in a source without splits, are divided by a
+    A row whose references are empty has none; any other field that is named must be there and not empty. TSV files have
+    no quoting. Rows without an id get a hash of their prompt. Rows without a split, in a source without splits, are divided by a
     hash of the id (:func:`split_of`); copies of a prompt without ids stay together.
 
     Raises:
@@ -81,7 +85,7 @@ class DataTask(Task):
         DataError: The source is missing, empty or malformed.
     """
 
-    def __init__(self, data: Source, columns: Mapping[str, str] | None = None, stop: Sequence[str] = ()) -> None:
+    def __init__(self, data: Source, columns: Columns | None = None, stop: Sequence[str] = ()) -> None:
         self.stop = stop
         self._name = _name(data)
         self._samples = load_samples(data, columns)
@@ -111,18 +115,16 @@ class _Item(NamedTuple):
     key: str  # what decides on the split
 
 
-def _samples(source: Source, columns: Mapping[str, str] | None, split: str) -> list[Sample]:
+def _samples(source: Source, columns: Columns | None, split: str) -> list[Sample]:
     samples = [item.sample for item in _items(source, columns)]
     if not samples:
         raise DataError(f"the split {split!r} of the data has no rows.")
     return samples
 
 
-def _items(source: Source, columns: Mapping[str, str] | None) -> Iterator[_Item]:
+def _items(source: Source, columns: Columns | None) -> Iterator[_Item]:
     seen: dict[str, str] = {}
-    copies: Counter[str] = Counter()
-    for place, row in _rows(source):
-        item = _item(row, columns or {}, place, copies)
+    for place, item in _read_items(source, columns):
         if item.sample.id in seen:
             raise DataError(
                 f"{place}: the id {item.sample.id!r} is also that of {seen[item.sample.id]}; ids are unique. "
@@ -130,6 +132,25 @@ def _items(source: Source, columns: Mapping[str, str] | None) -> Iterator[_Item]
             )
         seen[item.sample.id] = place
         yield item
+
+
+def _read_items(source: Source, columns: Columns | None) -> Iterator[tuple[str, _Item]]:
+    copies: Counter[str] = Counter()
+    if columns is None or isinstance(columns, Mapping):
+        for place, row in _rows(source):
+            yield place, _item(row, columns or {}, place, copies)
+        return
+    for place, row in _rows(source):
+        for number, mapping in enumerate(columns):
+            if not _has_empty_cells(row, mapping):
+                item = _item(row, mapping, place, copies)
+                identity = f"{item.sample.id}/{number}" if "id" in {*mapping, *row} else item.sample.id
+                yield place, item._replace(sample=replace(item.sample, id=identity))
+
+
+def _has_empty_cells(row: Any, columns: Mapping[str, str]) -> bool:
+    named = [name for column in columns.values() for name in re.findall(r"\{([^{}]*)\}", column) or [column]]
+    return isinstance(row, Mapping) and any(name in row and row[name] is None for name in named)
 
 
 def _item(row: Any, columns: Mapping[str, str], place: str, copies: Counter[str]) -> _Item:
@@ -146,9 +167,9 @@ def _item(row: Any, columns: Mapping[str, str], place: str, copies: Counter[str]
         identity = key if copies[key] == 1 else f"{key}-{copies[key]}"
     else:
         key = identity = str(identity)
-    split = reader.get("split")
+    split, references, meta = reader.get("split"), reader.references(), reader.meta()
     try:
-        sample = Sample(identity, prompt, reader.references(), reader.meta())
+        sample = Sample(identity, prompt, references, meta)
     except DataError as error:
         raise DataError(f"{place}: {error}") from error
     return _Item(sample, None if split is None else SPLIT_NAMES.get(str(split), str(split)), key)
@@ -185,8 +206,11 @@ class _RowReader:
         return prompt if isinstance(prompt, (list, tuple)) else str(prompt)
 
     def references(self) -> tuple[str, ...]:
+        column = self.columns.get("references", "references")
+        if column in self.row and self.row[column] in (None, ""):
+            return ()
         value = self.get("references")
-        if value is None or value == "":
+        if value is None:
             return ()
         values = value if isinstance(value, (list, tuple)) else [value]
         if any(isinstance(v, (Mapping, list, tuple)) or v is None for v in values):
@@ -250,7 +274,8 @@ def _read_json(path: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _read_table(path: Path) -> Iterator[tuple[str, Row]]:
-    dialect: dict[str, Any] = {"delimiter": ","} if path.suffix.lower() == ".csv" else {"delimiter": "\t"}
+    is_csv = path.suffix.lower() == ".csv"
+    dialect: dict[str, Any] = {} if is_csv else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True, **dialect)
         try:

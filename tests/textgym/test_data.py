@@ -98,6 +98,16 @@ def test_columns():
         everything(rows, {"prompt": "{Country.__class__}"})
 
 
+def test_empty_references_are_none_and_tsv_has_no_quotes(tmp_path):
+    path = tmp_path / "d.tsv"
+    path.write_text('question\tanswer\n"Who?" he asked\t\n"\tx"\n')
+    first, second = sorted(everything(path, QA), key=lambda sample: len(sample.references))
+    assert (first.prompt, first.references) == ('"Who?" he asked', ())
+    assert (second.prompt, second.references) == ('"', ('x"',))
+    with pytest.raises(DataError, match=r"^row 0, column 'answer' \(references\): it is missing"):
+        everything([{"question": "a"}], QA)
+
+
 def test_references_and_prompts_of_every_form():
     messages = [{"role": "user", "content": "Hi"}]
     rows = [
@@ -141,7 +151,6 @@ def test_references_and_prompts_of_every_form():
         ("d.json", "{}", "it holds a dict; a JSON data file is a list"),
         ("d.json", "[\n{]", "d.json, line 2, column 2: this is no JSON"),
         ("d.csv", "question,answer\na,b\nc\n", "d.csv, line 3: 1 values for 2 columns"),
-        ("d.csv", "question,answer\na,\n", r"line 2, column 'answer' \(references\): it is empty"),
         ("d.csv", 'question,answer\na,"b\n', "d.csv, line 2: unexpected end"),
         ("d.tsv", "question\tanswer\n\ta\n", r"line 2, column 'question' \(prompt\): it is empty"),
     ],
