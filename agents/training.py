@@ -36,7 +36,7 @@ from textgym.task import Task
 from textgym.token_env import TokenEnv
 from textgym.vector_env import TokenVectorEnv
 
-__all__ = ["Monitor", "Settings", "Training", "evaluate_policy_on", "load_reward"]
+__all__ = ["EpisodeCounter", "Monitor", "Settings", "Training", "evaluate_policy_on", "load_reward"]
 
 DEFAULTS: dict[str, Any] = {
     "total_timesteps": 100_000,
@@ -220,7 +220,7 @@ class Training:
                 options["probes"],
                 metric=options["metric"],
                 seed=self.settings.seed,
-                on_episode=_Counter(self.monitor, total),
+                on_episode=EpisodeCounter(self.monitor, total),
             )
         self.policy.save_pretrained(self.folder / TAUGHT)
         self.folder.write_json(KNOWN, known)
@@ -268,7 +268,7 @@ class Training:
 
     def _evaluate_stage(self, name: str) -> None:
         self.monitor.stage(name, f"evaluating {STAGES[name]} on {len(self.test.samples)} test episodes")
-        on_episode = _Counter(self.monitor, len(self.test.samples))
+        on_episode = EpisodeCounter(self.monitor, len(self.test.samples))
         episodes = evaluate_policy_on(self.policy, self.test, on_episode=on_episode)
         summary = summarise(self.task, episodes, seed=self.settings.seed)
         results = self.folder.read_json(RESULTS).get("stages", {})
@@ -504,7 +504,7 @@ def deferred_interrupt(monitor: Monitor) -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-class _Counter:
+class EpisodeCounter:
     """Tells the monitor how many episodes have ended."""
 
     def __init__(self, monitor: Monitor, total: int) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,17 @@ class Task(ABC):
         reward: The default reward: a :class:`~textgym.Reward` or a plain function; None if one must be given.
         stop: Strings that end the agent's turn as soon as its text contains one; the text is cut before it.
         max_new_tokens: The default budget of tokens of one turn of the agent.
+        recipe: How ``textgym train`` trains the built-in model on the task, where the command line does not say
+            otherwise: ``{"total_timesteps": 200_000, "ppo.learning_rate": 3e-5, "warm_start.epochs": 5}``. The names
+            are those of its ``--set``, see :class:`textgym.agents.training.Settings`.
+        headline_metrics: The metrics to look at first, in progress lines and curves; by default the first few.
     """
 
     reward: Reward | Callable[..., Any] | None = None
     stop: Sequence[str] = ()
     max_new_tokens: int = 64
+    recipe: Mapping[str, Any] = MappingProxyType({})
+    headline_metrics: Sequence[str] = ()
 
     @abstractmethod
     def samples(self, split: str) -> Sequence[Sample]:
@@ -47,6 +54,13 @@ class Task(ABC):
 
     def demonstration(self, sample: Sample) -> list[str] | None:
         """The agent's reply or replies, one a turn, that a supervised warm start imitates; None if there is none.
+
+        The default is the first reference.
+        """
+        return [sample.references[0]] if sample.references else None
+
+    def lesson(self, sample: Sample) -> list[str] | None:
+        """The reply or replies, one a turn, by which a model is taught what a sample is about, before any training.
 
         The default is the first reference.
         """
