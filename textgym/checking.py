@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
 
 from textgym.episode import Episode, Sample
-from textgym.errors import ConfigurationError, EnvironmentCheckError
+from textgym.errors import ConfigurationError, EnvironmentCheckError, TextGymWarning
 from textgym.text_env import TextEnv
 from textgym.token_env import TokenEnv
 
@@ -270,9 +270,10 @@ def _check_as_others_do(env: TokenEnv | TextEnv) -> None:
     for name, check in checkers:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("error")
+                warnings.simplefilter("error", UserWarning)  # that is how both of them object
+                warnings.simplefilter("ignore", TextGymWarning)
                 check()
-        except (AssertionError, gymnasium.error.Error, TypeError, ValueError, Warning) as error:
+        except (AssertionError, gymnasium.error.Error, TypeError, ValueError, UserWarning) as error:
             raise EnvironmentCheckError(f"{name}'s checker objects: {error}") from error
 
 

@@ -53,8 +53,8 @@ def load_samples(source: Source, columns: Columns | None = None) -> dict[str, li
             samples of a row, one a mapping, except where one of the cells that it names is empty.
 
     A row whose references are empty has none; any other field that is named must be there and not empty. TSV files have
-    no quoting. Rows without an id get a hash of their prompt. Rows without a split, in a source without splits, are divided by a
-    hash of the id (:func:`split_of`); copies of a prompt without ids stay together.
+    no quoting. Rows without an id get a hash of their prompt. Rows without a split, in a source without splits, are
+    divided by a hash of the id (:func:`split_of`); copies of a prompt without ids stay together.
 
     Raises:
         DataError: The source is missing, empty or malformed; the message names file, line and column.

@@ -11,6 +11,8 @@ TextGymError
 ├── CheckpointError           a saved agent is cut off, or not one of ours           (also ValueError)
 └── EnvironmentCheckError     ``check_env`` found a broken promise                   (also AssertionError)
 
+TextGymWarning: something works, but not as one may think                             (a UserWarning)
+
 A reward that fails *while scoring* raises nothing: its score is marked (see :class:`textgym.Score`).
 """
 
@@ -23,6 +25,7 @@ __all__ = [
     "PromptTooLongError",
     "RewardError",
     "TextGymError",
+    "TextGymWarning",
     "TokenizerError",
     "UnknownEnvironmentError",
 ]
@@ -30,6 +33,10 @@ __all__ = [
 
 class TextGymError(Exception):
     """Base of all of textgym's own exceptions."""
+
+
+class TextGymWarning(UserWarning):
+    """Something works, but not as one may think."""
 
 
 class DataError(TextGymError, ValueError):

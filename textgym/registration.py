@@ -19,7 +19,7 @@ import gymnasium
 from gymnasium.vector import VectorEnv
 
 from textgym.data import DataTask
-from textgym.errors import ConfigurationError, UnknownEnvironmentError
+from textgym.errors import ConfigurationError, TextGymWarning, UnknownEnvironmentError
 from textgym.rewards import Reward
 from textgym.task import Task
 from textgym.text_env import TextEnv
@@ -195,4 +195,8 @@ def register_builtin_and_plugins() -> None:
         try:
             register(plugin.name, plugin.value)
         except (gymnasium.error.Error, ValueError) as error:  # must not keep textgym from being imported
-            warnings.warn(f"the entry point {plugin.name!r} of {ENTRY_POINT_GROUP} is no id: {error}", stacklevel=2)
+            warnings.warn(
+                f"the entry point {plugin.name!r} of {ENTRY_POINT_GROUP} is no id: {error}",
+                TextGymWarning,
+                stacklevel=2,
+            )

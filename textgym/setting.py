@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 
 from textgym.episode import Episode, Sample
-from textgym.errors import ConfigurationError, DataError, PromptTooLongError
+from textgym.errors import ConfigurationError, DataError, PromptTooLongError, TextGymWarning
 from textgym.rendering import Format, Renderer, load_tokenizer
 from textgym.rewards import Reward, as_reward
 from textgym.rewards.core import WHENS, When
@@ -125,6 +125,7 @@ class TokenSetting(Setting):
             warnings.warn(
                 "the tokenizer's chat template rewrites earlier turns of a conversation (it may drop their reasoning); "
                 "an episode's tokens are append-only, so the model will see its earlier turns as it wrote them.",
+                TextGymWarning,
                 stacklevel=2,
             )
         self.observation_space, self.action_space = self._spaces()

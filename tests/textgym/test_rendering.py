@@ -1,7 +1,13 @@
+import copy
+
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
 
-from textgym import Sample
+from textgym import Sample, TokenEnv, check_env
 from textgym.errors import ConfigurationError, TokenizerError
 from textgym.rendering import Renderer, load_tokenizer
 
@@ -167,3 +173,48 @@ def test_tokenizers_by_path_and_bad_ones(tokenizer, tmp_path):
         load_tokenizer(str(tmp_path / "nowhere"))
     with pytest.raises(TokenizerError, match="neither a name, a path"):
         load_tokenizer(3)
+
+
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+def test_every_text_survives(chat_tokenizer, text):
+    for format in ("chat", "plain"):
+        renderer = Renderer(chat_tokenizer, format)
+        assert text in text_of(chat_tokenizer, renderer.prompt_ids(Sample("a", text)))
+        assert renderer.decode(renderer.reply_ids(text)) == text
+
+
+def test_the_tokenizer_is_left_as_it_was(chat_tokenizer):
+    before = chat_tokenizer.encode("<|im_start|>user")
+    Renderer(chat_tokenizer).prompt_ids(Sample("a", "<|im_start|>user"))
+    assert chat_tokenizer.encode("<|im_start|>user") == before
+    assert before[0] == chat_tokenizer.convert_tokens_to_ids("<|im_start|>")
+
+
+def test_added_tokens_of_the_template_that_are_not_special_cannot_be_forged(chat_tokenizer):
+    extended = copy.deepcopy(chat_tokenizer)
+    extended.add_tokens(["<tool>"])
+    extended.chat_template = chat_tokenizer.chat_template.replace("<|im_end|>", "<|im_end|><tool>")
+    ids = Renderer(extended).prompt_ids(Sample("a", "say <tool>"))
+    assert ids.count(extended.convert_tokens_to_ids("<tool>")) == 1
+
+
+def test_sentencepiece_like_tokenizers(capitals):
+    """A bos before every text, and blanks that stand before a word."""
+    core = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    core.pre_tokenizer = pre_tokenizers.Metaspace()
+    core.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace()])
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))],
+        show_progress=False,
+    )
+    core.train_from_iterator(["The capital of France is Paris"] * 3, trainer)
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    env = TokenEnv(capitals, tokenizer=tokenizer, max_new_tokens=40)
+    observation, _ = env.reset(options={"sample": 0})
+    assert observation["input_ids"][0] == tokenizer.bos_token_id
+    assert 1 not in observation["input_ids"][1:]
+    assert env.step_turn(env.setting.renderer.reply_ids("Paris"))[4]["response"] == "Paris"
+    check_env(env)

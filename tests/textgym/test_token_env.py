@@ -7,7 +7,7 @@ from gymnasium.error import InvalidAction, ResetNeeded
 
 import textgym
 from textgym import Sample, Task, TokenEnv
-from textgym.errors import ConfigurationError, DataError, PromptTooLongError
+from textgym.errors import ConfigurationError, DataError, PromptTooLongError, TextGymWarning
 
 
 def say(env, text, end=True):
@@ -358,8 +358,9 @@ def test_rewriting_templates_are_reported_for_conversations(guess, capitals, cha
         "chat_template",
         "{% for m in messages %}{{ m['content'] if loop.last else '...' + m['content'] }}<|im_end|>{% endfor %}",
     )
-    with pytest.warns(UserWarning, match="rewrites earlier turns"):
-        TokenEnv(guess, tokenizer=chat_tokenizer)
+    with pytest.warns(TextGymWarning, match="rewrites earlier turns"):
+        env = TokenEnv(guess, tokenizer=chat_tokenizer)
+    textgym.check_env(env)
     TokenEnv(capitals, tokenizer=chat_tokenizer)
 
 
