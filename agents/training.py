@@ -1,4 +1,4 @@
-"""The pipeline behind ``textgym train``: teach, evaluate, warm start, evaluate, PPO, evaluate; and go on after a stop."""
+"""The pipeline behind ``textgym train``: teaching, warm start and PPO, an evaluation after each; resumable."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from textgym.agents.warm_start import demonstrations, imitate
 from textgym.episode import Episode
 from textgym.errors import ConfigurationError
 from textgym.evaluation import Estimate, play, summarise
+from textgym.monitor import EpisodeCounter, Monitor
 from textgym.plotting import plot_curves
 from textgym.rewards import as_reward
 from textgym.run_folder import EPISODES, PROGRESS, RESULTS, VALIDATION, RunFolder, versions
@@ -36,7 +37,7 @@ from textgym.task import Task
 from textgym.token_env import TokenEnv
 from textgym.vector_env import TokenVectorEnv
 
-__all__ = ["EpisodeCounter", "Monitor", "Settings", "Training", "evaluate_policy_on", "load_reward"]
+__all__ = ["DEFAULTS", "Settings", "Training", "evaluate_policy_on", "load_policy", "load_reward", "make_env"]
 
 DEFAULTS: dict[str, Any] = {
     "total_timesteps": 100_000,
@@ -119,22 +120,6 @@ class Settings:
         return {key.removeprefix(prefix): value for key, value in self.options.items() if key.startswith(prefix)}
 
 
-class Monitor:
-    """Is told how a run goes; this one keeps it to itself."""
-
-    def stage(self, name: str, what: str) -> None:
-        """A part of the run begins."""
-
-    def progress(self, done: int, total: int, figures: Mapping[str, float]) -> None:
-        """So much of it is done, and the figures that matter."""
-
-    def note(self, text: str) -> None:
-        """Something worth a line."""
-
-    def result(self, name: str, summary: Mapping[str, Estimate]) -> None:
-        """A stage has been evaluated on the test split."""
-
-
 class Training:
     """A run in a folder.
 
@@ -163,6 +148,7 @@ class Training:
             ConfigurationError: The folder is not empty, or an option is wrong.
             TextGymError: The environment or the model cannot be made; the folder is then not.
         """
+        RunFolder.check_free(path)
         settings = settings.complete(make_env(settings, "test").task)
         training = cls(RunFolder(path), settings, monitor)
         training.policy  # noqa: B018 (a model that cannot be loaded must not leave a folder)
@@ -295,8 +281,9 @@ class Training:
                 reset_num_timesteps=agent.num_timesteps == 0,
             )
         agent.logger.close()
-        self._policy = agent.policy
-        agent.policy.save_pretrained(self.folder / AGENT)
+        policy: Any = agent.policy
+        self._policy = policy
+        policy.save_pretrained(self.folder / AGENT)
         self._save_agent(agent)
         steps = selection.best[1]
         self.monitor.note(f"the best weights on the validation split are those after {steps} steps; they are kept.")
@@ -364,7 +351,7 @@ class Training:
     def _save_agent(self, agent: PPO) -> None:
         self.folder.replace(AGENT_ZIP, agent.save)
 
-    def _validate(self, policy: CausalLMPolicy) -> dict[str, Estimate]:
+    def _validate(self, policy: Any) -> dict[str, Estimate]:
         indices = evenly_spaced(len(self.validation.samples), self.settings.options["validation.episodes"])
         episodes = evaluate_policy_on(policy, self.validation, indices)
         return summarise(self.task, episodes, seed=self.settings.seed)
@@ -504,19 +491,6 @@ def deferred_interrupt(monitor: Monitor) -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-class EpisodeCounter:
-    """Tells the monitor how many episodes have ended."""
-
-    def __init__(self, monitor: Monitor, total: int) -> None:
-        self.monitor, self.total, self.done = monitor, total, 0
-        self.reward = 0.0
-
-    def __call__(self, episode: Episode) -> None:
-        self.done += 1
-        self.reward += episode.reward
-        self.monitor.progress(self.done, self.total, {"reward": self.reward / self.done})
-
-
 class _LiveFigures(BaseCallback):
     """Tells the monitor how training goes."""
 
@@ -558,12 +532,12 @@ def _record(episode: Episode) -> dict[str, Any]:
 
 
 def _check_option(name: str, value: Any) -> None:
-    section, dot, key = name.partition(".")
-    known = {name for name in DEFAULTS if name.startswith(section + ".")}
+    section, dot, _ = name.partition(".")
+    known = {default for default in DEFAULTS if default.partition(".")[0] == section}
     functions: dict[str, Any] = {"ppo": PPO, "policy": CausalLMPolicy, "warm_start": imitate, "teach": imitate}
     if section in functions:
         known |= {f"{section}.{parameter}" for parameter in inspect.signature(functions[section]).parameters}
-    if dot and section != "env" and name not in known or not dot and name not in DEFAULTS:
+    if name not in known and not (dot and section == "env"):
         close = difflib.get_close_matches(name, {*DEFAULTS, *known}, n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise ConfigurationError(f"there is no setting {name!r}.{hint}")

@@ -53,8 +53,8 @@ def demonstrations(
     given = [(sample, replies) for sample in samples if (replies := replies_of(sample))]
     if not given:
         raise DataError(
-            f"{type(env.task).__name__} has no demonstrations to imitate: its samples have no references, or it defines "
-            "no demonstration(sample). Train without a warm start."
+            f"{type(env.task).__name__} has no demonstrations to imitate: its samples have no references, or it "
+            "defines no demonstration(sample). Train without a warm start."
         )
     env.setting.samples = [sample for sample, _ in given]
     return [_played(env, index, replies) for index, (_, replies) in enumerate(given)]

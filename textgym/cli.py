@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -20,6 +22,7 @@ from rich.text import Text
 
 import textgym
 from textgym.errors import ConfigurationError, TextGymError
+from textgym.monitor import EpisodeCounter, Monitor
 
 if TYPE_CHECKING:
     from textgym.agents.training import Settings
@@ -165,7 +168,7 @@ def evaluate(
 def _evaluate(settings: Settings, split: str, sample: bool, screen: _Screen) -> dict[str, Estimate]:
     from stable_baselines3.common.utils import set_random_seed
 
-    from textgym.agents.training import EpisodeCounter, evaluate_policy_on, load_policy, make_env
+    from textgym.agents.training import evaluate_policy_on, load_policy, make_env
     from textgym.evaluation import summarise
 
     venv = make_env(settings, split)
@@ -180,32 +183,39 @@ def _evaluate(settings: Settings, split: str, sample: bool, screen: _Screen) -> 
 
 def results_table(stages: Mapping[str, Mapping[str, Estimate]], title: str) -> Table:
     """Stages as columns, metrics as rows; each value with its interval."""
-    table = Table(title=Text(title, style="bold"), title_justify="left", header_style="bold")
-    table.add_column("metric")
+    table = Table(title=Text(title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table.add_column("")
     for stage in stages:
         table.add_column(Text(STAGE_TITLES.get(stage, stage)), justify="right")
-    names = list(dict.fromkeys(name for metrics in stages.values() for name in metrics))
-    for name in names:
+    for name in _grouped(name for metrics in stages.values() for name in metrics):
         cells = [metrics.get(name) for metrics in stages.values()]
         if name != "unscored":
-            table.add_row(Text(name), *map(_cell, cells))
+            parent, _, group = name.partition("/")
+            table.add_row(Text(f"  {group}" if group else parent), *map(_cell, cells))
         elif any(cell and cell["value"] for cell in cells):
             table.add_row(Text("unscored episodes"), *(Text(f"{cell['value']:.0f}" if cell else "") for cell in cells))
     return table
 
 
+def _grouped(names: Iterable[str]) -> list[str]:
+    """Each name once, ``accuracy/known`` after ``accuracy``."""
+    found = list(dict.fromkeys(names))
+    parents = list(dict.fromkeys(name.partition("/")[0] for name in found))
+    return [name for parent in parents for name in found if name.partition("/")[0] == parent]
+
+
 def _cell(estimate: Estimate | None) -> Text:
     if estimate is None:
         return Text("–", style="dim")
-    interval = f" [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+    interval = f" [{estimate['low']:.2f}, {estimate['high']:.2f}]"
     return Text.assemble((f"{estimate['value']:.3f}", "bold"), (interval, "dim"))
 
 
-class _Screen:
+class _Screen(Monitor):
     """Progress bars and the figures that matter, on a terminal; else a line for each part."""
 
     def __init__(self) -> None:
-        self.console = Console()
+        self.console = _console()
         columns = (
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=30),
@@ -248,10 +258,20 @@ class _Screen:
             self.console.print(Text.assemble("  test reward ", _cell(summary["reward"])))
 
 
+def _console() -> Console:
+    """As wide as the terminal; wide enough for a table where the output goes to a file."""
+    console = Console()
+    return console if console.is_terminal else Console(width=max(console.width, 110))
+
+
 @contextmanager
 def _errors_as_lines() -> Iterator[None]:
     """What textgym raises on purpose is one red line and exit code 2."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
         yield
     except TextGymError as error:
         line = " ".join(str(error).split())

@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from textgym.run_folder import PROGRESS, RESULTS, VALIDATION, RunFolder
@@ -21,6 +22,8 @@ COLOURS = ("#3b6fb6", "#d1495b", "#2a9d74", "#e0a030", "#7a5195", "#5f6b7a")  # 
 STAGE_COLOURS = {"base": "#b8c0cc", "sft": "#7f9fcf", "ppo": "#2f5d9e"}
 STAGE_NAMES = {"base": "base model", "sft": "warm start", "ppo": "PPO"}
 MARKERS = "osD^vP"
+LEGEND_WIDTH = 78  # characters that fit above a panel, 6 of them for each line's sign
+TITLE: dict[str, Any] = {"loc": "left", "fontsize": 11, "fontweight": "bold"}
 MAX_HEADLINES = 4
 
 
@@ -46,13 +49,14 @@ def plot_curves(folder: str | Path, preferred: Sequence[str] = ()) -> Path:
     validation = run.read_lines(VALIDATION)
     progress = _progress(run / PROGRESS)
     names = headline(list(stages.get("ppo") or next(iter(stages.values()), {})), preferred)
-    figure = Figure(figsize=(12, 8.4), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(12, 8.4), layout=ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.15), facecolor="white")
     (reward, metrics), (kl, bars) = figure.subplots(2, 2)
     _draw_reward(reward, validation, progress)
     _draw_metrics(metrics, validation, names)
     _draw_kl(kl, progress)
     _draw_bars(bars, stages, names)
-    figure.get_layout_engine().set(w_pad=0.15, h_pad=0.15)  # type: ignore[union-attr]
+    _add_legends((reward, metrics))
+    _add_legends((kl, bars))
     figure.suptitle(_title(run), fontsize=13, fontweight="bold", x=0.01, ha="left")
     run.replace(CURVES, lambda path: figure.savefig(path, dpi=150))
     return run / CURVES
@@ -84,12 +88,12 @@ def _draw_reward(axes: Axes, validation: list[dict[str, Any]], progress: Mapping
     _prepare(axes, "Reward of an episode", "steps of the agent (tokens)", "mean reward")
     steps, rewards = progress.get("time/total_timesteps", []), progress.get("rollout/ep_rew_mean", [])
     if steps and rewards:
-        axes.plot(steps, rewards, color="#aab2bd", linewidth=1.2, label="training, sampled replies")
-    _draw_line(axes, validation, "reward", COLOURS[0], "o", "validation, greedy replies")
+        axes.plot(steps, rewards, color="#aab2bd", linewidth=1.2, label="training, sampled")
+    _draw_line(axes, validation, "reward", COLOURS[0], "o", "validation, greedy")
     rows = [row for row in validation if "reward" in row["metrics"]]
     if rows:
         start = rows[0]["metrics"]["reward"]["value"]
-        axes.axhline(start, color="#5f6b7a", linewidth=1, linestyle=(0, (4, 3)), label="validation, before PPO")
+        axes.axhline(start, color="#5f6b7a", linewidth=1, linestyle=(0, (4, 3)), label="before PPO")
         best = next((row for row in reversed(rows) if row["best"]), rows[0])
         value = best["metrics"]["reward"]["value"]
         axes.plot(
@@ -99,9 +103,8 @@ def _draw_reward(axes: Axes, validation: list[dict[str, Any]], progress: Mapping
             markersize=15,
             color=COLOURS[3],
             markeredgecolor="white",
-            label="kept weights",
+            label="kept",
         )
-    _legend(axes)
 
 
 def _draw_metrics(axes: Axes, validation: list[dict[str, Any]], names: Sequence[str]) -> None:
@@ -109,7 +112,6 @@ def _draw_metrics(axes: Axes, validation: list[dict[str, Any]], names: Sequence[
     for name, colour, marker in zip(names, COLOURS, MARKERS, strict=False):
         _draw_line(axes, validation, name, colour, marker, _readable(name))
     _from_zero_to_one(axes)
-    _legend(axes)
 
 
 def _draw_kl(axes: Axes, progress: Mapping[str, list[float]]) -> None:
@@ -122,7 +124,6 @@ def _draw_kl(axes: Axes, progress: Mapping[str, list[float]]) -> None:
     for name, (label, colour) in shown.items():
         if any(map(math.isfinite, progress.get(name, []))):
             axes.plot(steps, progress[name], color=colour, linewidth=1.6, label=label)
-    _legend(axes)
 
 
 def _draw_bars(axes: Axes, stages: Mapping[str, Any], names: Sequence[str]) -> None:
@@ -142,9 +143,8 @@ def _draw_bars(axes: Axes, stages: Mapping[str, Any], names: Sequence[str]) -> N
         for place, (_, estimate) in zip(places, shown, strict=True):
             text = f"{estimate['value']:.2f}"
             axes.annotate(text, (place, estimate["high"]), (0, 3), textcoords="offset points", ha="center", fontsize=8)
-    axes.set_xticks(range(len(names)), [_readable(name).replace(", ", ",\n") for name in names])
+    axes.set_xticks(range(len(names)), [_readable(name).replace(" ", "\n") for name in names])
     _from_zero_to_one(axes, above=0.08)
-    _legend(axes)
 
 
 def _draw_line(axes: Axes, validation: list[dict[str, Any]], name: str, colour: str, marker: str, label: str) -> None:
@@ -159,14 +159,14 @@ def _draw_line(axes: Axes, validation: list[dict[str, Any]], name: str, colour: 
 
 
 def _prepare(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=26)
+    axes.set_title(title, **TITLE)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, color="#e6e9ee", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _from_zero_to_one(axes: Axes, above: float = 0.02) -> None:
@@ -176,14 +176,17 @@ def _from_zero_to_one(axes: Axes, above: float = 0.02) -> None:
         axes.set_ylim(0, 1 + above)
 
 
-def _legend(axes: Axes) -> None:
-    """Between title and axes, where no data are."""
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        axes.legend(
-            handles, labels, loc="lower left", bbox_to_anchor=(-0.01, 0.99), ncols=4, frameon=False, fontsize=8.5,
-            handlelength=1.6, columnspacing=1.2, borderaxespad=0.3,
-        )  # fmt: skip
+def _add_legends(row: Sequence[Axes]) -> None:
+    """Between titles and axes, where no data are; the titles of a row of panels at one height."""
+    labels = [axes.get_legend_handles_labels()[1] for axes in row]
+    columns = [len(texts) if sum(map(len, texts)) + 6 * len(texts) < LEGEND_WIDTH else 2 for texts in labels]
+    lines = max(-(-len(texts) // count) for texts, count in zip(labels, columns, strict=True))
+    place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.012, 1.0), "borderaxespad": 0.1}
+    for axes, texts, count in zip(row, labels, columns, strict=True):
+        axes.set_title(axes.get_title("left"), pad=8 + 15 * lines, **TITLE)
+        if texts:
+            legend = axes.legend(ncols=count, frameon=False, fontsize=8.5, handlelength=1.6, **place)
+            legend.set_in_layout(False)  # the title's padding is its room
 
 
 def _readable(name: str) -> str:

@@ -48,14 +48,20 @@ class RunFolder:
         Raises:
             ConfigurationError: There is something in it.
         """
+        cls.check_free(path)
         folder = cls(path)
-        if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
-            hint = f"go on with it: --resume {path}, or " if (folder.path / CONFIG).is_file() else ""
-            raise ConfigurationError(f"{path} exists and is not empty; {hint}name another folder: --out DIR.")
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_json(CONFIG, config)
         folder.write_json(STATE, {})
         return folder
+
+    @staticmethod
+    def check_free(path: str | os.PathLike[str]) -> None:
+        """Raises ConfigurationError where something is in the folder."""
+        path = Path(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            hint = f"go on with it: --resume {path}, or " if (path / CONFIG).is_file() else ""
+            raise ConfigurationError(f"{path} exists and is not empty; {hint}name another folder: --out DIR.")
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RunFolder:
