@@ -115,7 +115,7 @@ def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, marks: torch.Tensor, que
     return F.cross_entropy(model.lm_head(hidden[kept]), ids[:, 1:][kept])
 
 
-def pretrain(model: LlamaForCausalLM, corpus: Corpus, args: argparse.Namespace) -> None:
+def pretrain(model: LlamaForCausalLM, corpus: Corpus, facts: Sequence[Fact], args: argparse.Namespace) -> None:
     """Trains in place for ``args.epochs`` epochs: AdamW, cosine decay to zero, gradient norm at most 1."""
     decay = [p for p in model.parameters() if p.dim() > 1]
     rest = [p for p in model.parameters() if p.dim() == 1]
@@ -138,6 +138,8 @@ def pretrain(model: LlamaForCausalLM, corpus: Corpus, args: argparse.Namespace) 
             total, tokens, step = total + loss.item(), tokens + ids.numel(), step + 1
         seconds = time.time() - start
         figures = f"loss {total / len(batches):.3f} {tokens / seconds:.0f} tokens/s {seconds:.0f} s"
+        if (epoch + 1) % 10 == 0:
+            figures += " recall {:.3f} probability {:.3f}".format(*recall(model, corpus, facts))
         print(f"epoch {epoch + 1}/{args.epochs} {figures}", flush=True)
 
 
@@ -163,14 +165,14 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=ROOT / "textgym" / "builtin")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--vocab-size", type=int, default=3072)
-    parser.add_argument("--width", type=int, default=192)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--epochs", type=int, default=80)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=70)
     parser.add_argument("--batch-tokens", type=int, default=1024)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
     parser.add_argument("--question-share", type=float, default=0.3)
-    parser.add_argument("--fleeting", type=float, default=0.25)
+    parser.add_argument("--fleeting", type=float, default=0.2)
     parser.add_argument("--general", type=float, default=0.15)
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
@@ -204,10 +206,10 @@ def main() -> None:
     config = LlamaConfig(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=args.width,
-        intermediate_size=int(args.width * 8 / 3),
+        intermediate_size=3 * args.width,
         num_hidden_layers=args.layers,
-        num_attention_heads=max(1, args.width // 48),
-        num_key_value_heads=max(1, args.width // 48),
+        num_attention_heads=args.width // 64,
+        num_key_value_heads=args.width // 64,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -216,7 +218,7 @@ def main() -> None:
     )
     model = LlamaForCausalLM(config)
     print(f"{len(corpus.forms)} facts taught, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
-    pretrain(model, corpus, args)
+    pretrain(model, corpus, [fact for fact in facts if fact.known][::5], args)
     model.to(torch.bfloat16).save_pretrained(args.out)
     model.float().eval()
     for name, known in (("known", True), ("unknown", False)):
