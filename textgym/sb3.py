@@ -52,6 +52,7 @@ class SB3VecEnv(VecEnv):
         self._actions: np.ndarray | None = None
         self._returns = np.zeros(venv.num_envs)
         self._lengths = np.zeros(venv.num_envs, np.int64)
+        self._failures: dict[int, str] = {}  # by environment, of the episode under way
         self._started = time.time()
         super().__init__(venv.num_envs, venv.single_observation_space, venv.single_action_space)
 
@@ -62,6 +63,7 @@ class SB3VecEnv(VecEnv):
         self.reset_infos = [_info_of(infos, i) for i in range(self.num_envs)]
         self._returns[:] = 0.0
         self._lengths[:] = 0
+        self._failures.clear()
         self._reset_seeds()
         self._reset_options()
         return observations
@@ -86,6 +88,8 @@ class SB3VecEnv(VecEnv):
         if infos:
             for i in range(self.num_envs):
                 rows[i] = _info_of(infos, i)
+                if rows[i].get("score_status", "ok") != "ok":
+                    self._failures.setdefault(i, rows[i]["score_status"])
         for i in np.flatnonzero(dones).tolist():
             rows[i] = self._final(i, rows[i], bool(truncated[i] and not terminated[i]))
         return observations, rewards.astype(np.float32), dones, rows
@@ -96,6 +100,9 @@ class SB3VecEnv(VecEnv):
         final["terminal_observation"] = infos.pop("final_obs")
         final["TimeLimit.truncated"] = truncated
         self.reset_infos[i] = infos
+        failure = self._failures.pop(i, None)
+        if failure is not None:  # a truncated episode has no info of its own to say so
+            final.setdefault("score_status", failure)
         if final.get("score_status", "ok") == "ok":
             elapsed = round(time.time() - self._started, 6)
             final["episode"] = {"r": round(float(self._returns[i]), 6), "l": int(self._lengths[i]), "t": elapsed}

@@ -127,6 +127,24 @@ def test_truncated_episodes(capitals, chat_tokenizer):
     assert infos[0]["terminal_observation"]["agent_mask"].sum() == 2
 
 
+def test_a_truncated_episode_with_a_failure_has_no_episode_info(capitals, chat_tokenizer):
+    @textgym.reward(when="token")
+    def fails_once(response):
+        return 1 / (len(response) - 1)
+
+    env = sb3_vec_env(TokenVectorEnv(capitals, 1, reward=fails_once, tokenizer=chat_tokenizer, max_episode_steps=2))
+    env.reset()
+    x = np.array(chat_tokenizer.encode("x"))
+    assert "ZeroDivisionError" in env.step(x)[3][0]["score_status"]
+    info = env.step(x)[3][0]
+    assert "ZeroDivisionError" in info["score_status"]
+    assert "episode" not in info
+    env.step(chat_tokenizer.convert_tokens_to_ids(["y"]) * np.ones(1, int))
+    env.reset()
+    env.step(np.array([300]))
+    assert env.step(np.array([300]))[3][0]["episode"]["l"] == 2
+
+
 def test_seeds_and_options(venv):
     env = sb3_vec_env(venv)
     env.seed(4)
