@@ -62,6 +62,10 @@ class PPO(stable_baselines3.PPO):
         ConfigurationError: An option of language-model policies is given with another policy, or has a wrong value.
     """
 
+    # what they are wherever this class's own code runs, which is for language models only
+    policy: CausalLMPolicy
+    rollout_buffer: TokenRolloutBuffer
+
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         **stable_baselines3.PPO.policy_aliases,
         "CausalLMPolicy": CausalLMPolicy,
@@ -214,7 +218,7 @@ class PPO(stable_baselines3.PPO):
             steps = _UntilEpisodes(self, rollout_buffer, self.n_episodes)
         with self.policy.incremental_decoding(
             env.num_envs,
-            before_forward=lambda: rollout_buffer.see(self._last_obs, self._last_episode_starts),
+            before_forward=lambda: rollout_buffer.see(self._last_obs, self._last_episode_starts),  # type: ignore[arg-type]
             at_rollout_end=lambda: rollout_buffer.full,
         ):
             return super().collect_rollouts(env, callback, rollout_buffer, steps)

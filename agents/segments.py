@@ -12,16 +12,15 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from torch import Tensor
 
-__all__ = ["SegmentGroup", "TokenRolloutBuffer", "TokenSegments"]
+__all__ = ["SegmentGroup", "SegmentSamples", "TokenRolloutBuffer", "TokenSegments"]
 
 PADDING_SHARE = 0.2
 """Rows stand in one group as long as padding stays under this share of it."""
@@ -47,6 +46,17 @@ class TokenSegments:
     """The observations of a minibatch: groups of segments; the actions are in the order of the groups."""
 
     groups: tuple[SegmentGroup, ...]
+
+
+class SegmentSamples(NamedTuple):
+    """SB3's ``RolloutBufferSamples``, with segments for observations and (N,) for the rest."""
+
+    observations: TokenSegments
+    actions: Tensor
+    old_values: Tensor
+    old_log_prob: Tensor
+    advantages: Tensor
+    returns: Tensor
 
 
 @dataclass(frozen=True)
@@ -227,7 +237,9 @@ class TokenRolloutBuffer(RolloutBuffer):
         """The number of actions that :meth:`get` yields an epoch."""
         return sum(s.last_step - s.first_step + 1 for s in self.segments or ())
 
-    def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
+    def get(  # type: ignore[override]  # samples of SB3's form, with segments for observations
+        self, batch_size: int | None = None
+    ) -> Generator[SegmentSamples, None, None]:
         """Yields whole segments in random order, up to about ``batch_size`` actions at a time; all where it is None.
 
         A minibatch is closed when the next segment would take it further past ``batch_size`` than it now is below.
@@ -248,14 +260,14 @@ class TokenRolloutBuffer(RolloutBuffer):
             size += length
         yield self.samples(batch)
 
-    def samples(self, segments: Sequence[_Segment] | None = None) -> RolloutBufferSamples:
+    def samples(self, segments: Sequence[_Segment] | None = None) -> SegmentSamples:
         """A minibatch of these segments (None: all of them), rows of similar length together."""
         ordered = sorted(self.segments or [] if segments is None else segments, key=lambda s: s.stop - s.start)
         groups = tuple(self._group(rows) for rows in _similar(ordered))
         step, environment = self.indices(ordered)
         per_action = [self.actions, self.values, self.log_probs, self.advantages, self.returns]
         tensors = [self.to_torch(array[step, environment]) for array in per_action]
-        return RolloutBufferSamples(TokenSegments(groups), *tensors)  # type: ignore[arg-type]
+        return SegmentSamples(TokenSegments(groups), *tensors)
 
     def indices(self, segments: Sequence[_Segment]) -> tuple[np.ndarray, np.ndarray]:
         """Steps and environments (N,) of the segments' actions, in order."""

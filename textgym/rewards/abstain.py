@@ -83,5 +83,6 @@ class Abstain(Reward):
         return "abstain" if normalize_answer(episode.response) in self.phrases else "wrong"
 
     def score(self, episodes: Sequence[Episode]) -> list[Score]:
+        """The value of each episode's outcome."""
         values = {"correct": self.correct, "abstain": self.abstain, "wrong": self.wrong}
         return [Score(values[self.outcome(episode)]) for episode in episodes]

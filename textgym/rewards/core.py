@@ -104,9 +104,7 @@ class Reward(ABC):
         return f"{type(self).__name__}(name={self.name!r}, when={self.when!r})"
 
 
-def reward(
-    function: Callable[..., Any] | None = None, *, name: str | None = None, when: When = "episode"
-) -> Any:
+def reward(function: Callable[..., Any] | None = None, *, name: str | None = None, when: When = "episode") -> Any:
     """Makes a :class:`Reward` of a plain function; also a decorator.
 
     The function takes any subset, by name, of ``prompt``, ``response`` (the agent's last turn), ``references``,
@@ -152,7 +150,7 @@ _ARGUMENTS: dict[str, Callable[[Episode], Any]] = {
 class _FunctionReward(Reward):
     def __init__(self, function: Callable[..., Any], name: str | None, when: When) -> None:
         self.function = function
-        given = name or getattr(function, "__name__", type(function).__name__)
+        given: str = name or getattr(function, "__name__", type(function).__name__)
         self.name = "reward" if given == "<lambda>" else given
         self.when = when
         self.arguments = _argument_names(function, self.name)
@@ -283,10 +281,12 @@ def _free_name(name: str, taken: dict[str, float]) -> str:
 
 
 class _Sum(_Combination):
+    terms: list[tuple[float, Reward]]
+
     def __init__(self, terms: Sequence[tuple[float, Reward]]) -> None:
         flat: list[tuple[float, Reward]] = []
         for weight, term in terms:
-            inner = term.terms if isinstance(term, _Sum) else [(1.0, term)]
+            inner: list[tuple[float, Reward]] = term.terms if isinstance(term, _Sum) else [(1.0, term)]
             flat += [(weight * factor, child) for factor, child in inner]
         self.terms = flat
         self.children = [child for _, child in flat]
