@@ -19,6 +19,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
 from stable_baselines3.common.utils import get_device, get_linear_fn, set_random_seed
+from transformers import AutoConfig
 
 import textgym
 from textgym.agents.policies import CausalLMPolicy
@@ -27,12 +28,13 @@ from textgym.agents.teaching import mark_known, probe, taught_samples
 from textgym.agents.validation import EpisodeMetrics, ModelSelection
 from textgym.agents.warm_start import demonstrations, imitate
 from textgym.episode import Episode
-from textgym.errors import ConfigurationError
+from textgym.errors import ConfigurationError, ModelError
 from textgym.evaluation import Estimate, play, summarise
 from textgym.monitor import EpisodeCounter, Monitor
-from textgym.plotting import plot_curves
+from textgym.plotting import headline, plot_curves
 from textgym.rewards import as_reward
 from textgym.run_folder import EPISODES, PROGRESS, RESULTS, VALIDATION, RunFolder, versions
+from textgym.setting import MAX_CONTEXT
 from textgym.task import Task
 from textgym.token_env import TokenEnv
 from textgym.vector_env import TokenVectorEnv
@@ -274,13 +276,15 @@ class Training:
         agent.set_logger(self._logger(agent.num_timesteps))
         self.monitor.stage("ppo", f"PPO for {total} steps, selected on {self._n_validation} validation episodes")
         live = _LiveFigures(self.monitor, total, selection)
-        with deferred_interrupt(self.monitor) as self._stop_wanted:
-            agent.learn(
-                max(0, total - agent.num_timesteps),
-                callback=CallbackList([EpisodeMetrics(), selection, live]),
-                reset_num_timesteps=agent.num_timesteps == 0,
-            )
-        agent.logger.close()
+        try:
+            with deferred_interrupt(self.monitor) as self._stop_wanted:
+                agent.learn(
+                    max(0, total - agent.num_timesteps),
+                    callback=CallbackList([EpisodeMetrics(), selection, live]),
+                    reset_num_timesteps=agent.num_timesteps == 0,
+                )
+        finally:
+            agent.logger.close()
         policy: Any = agent.policy
         self._policy = policy
         policy.save_pretrained(self.folder / AGENT)
@@ -316,6 +320,7 @@ class Training:
         weights = torch.load(self.folder / BEST, weights_only=True) if progress else None
 
         def on_evaluation(steps: int, summary: Mapping[str, Estimate], is_best: bool) -> None:
+            self.monitor.note(_evaluation_line(steps, summary, self.task, is_best))
             row = {"timesteps": steps, "best": is_best, "metrics": summary}
             earlier = [row for row in self.folder.read_lines(VALIDATION) if row["timesteps"] < steps]
             self.folder.write_lines(VALIDATION, [*earlier, row])
@@ -399,12 +404,26 @@ def make_env(settings: Settings, split: str) -> TokenVectorEnv:
     for name, value in (("data", settings.data), ("columns", settings.columns), ("tokenizer", settings.model)):
         if value is not None:
             options.setdefault(name, value)
+    if settings.model is not None:
+        options.setdefault("max_context", _max_context(settings.model))
     if settings.reward is not None:
         options["reward"] = load_reward(settings.reward)
     venv = textgym.make_vec(settings.env, split=split, **options)
     if not isinstance(venv.unwrapped, TokenVectorEnv):
         raise ConfigurationError(f"{settings.env!r} is no environment of textgym's; see `textgym list`.")
     return venv.unwrapped
+
+
+def _max_context(model: str) -> int:
+    """What the model has positions for, and at most the environments' own default."""
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"there is no model {model!r}: no folder of this name holds one, and none could be had from the hub "
+            f"({str(error).splitlines()[0]})."
+        ) from error
+    return min(MAX_CONTEXT, getattr(config.get_text_config(decoder=True), "max_position_embeddings", MAX_CONTEXT))
 
 
 def load_policy(settings: Settings, venv: TokenVectorEnv, saved: Path | None = None) -> CausalLMPolicy:
@@ -525,6 +544,12 @@ class _AppendingCSV(CSVOutputFormat):
         self.file.seek(0, 2)
         self.keys = header.split(",") if header else []
         self.separator, self.quotechar = ",", '"'
+
+
+def _evaluation_line(steps: int, summary: Mapping[str, Estimate], task: Task, is_best: bool) -> str:
+    names = [name for name in ("reward", *headline(list(summary), task.headline_metrics)) if name in summary]
+    figures = "  ".join(f"{name} {summary[name]['value']:.3f}" for name in names)
+    return f"  {steps:>8,} steps, validation: {figures}{'  (best)' if is_best else ''}"
 
 
 def _record(episode: Episode) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""Small tokenizers, built here, so that no test needs a network."""
+"""Small tokenizers, built here, so that no test needs a network; and ``import tiny_run``."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import textgym
 from textgym import Episode, Sample, Task
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 CORPUS = (
     "The capital of France is Paris. The capital of Germany is Berlin. The capital of Japan is Tokyo.",

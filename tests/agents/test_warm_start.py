@@ -1,0 +1,138 @@
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from textgym import Sample, Task, TokenEnv, TokenVectorEnv
+from textgym.agents import CausalLMPolicy
+from textgym.agents.training import evaluate_policy_on
+from textgym.agents.warm_start import demonstration_loss, demonstrations, imitate
+from textgym.errors import ConfigurationError, DataError
+
+CONTEXT = 96
+
+
+def tiny_model(vocabulary):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=int(vocabulary), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        intermediate_size=32, max_position_embeddings=CONTEXT, tie_word_embeddings=True,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def policy_for(env):
+    model = tiny_model(env.action_space.n)
+    return CausalLMPolicy(env.observation_space, env.action_space, lambda _: 0.0, model=model)
+
+
+@pytest.fixture
+def capitals_env(capitals, tokenizer):
+    return TokenEnv(capitals, reward=lambda: 0.0, tokenizer=tokenizer, max_context=CONTEXT)
+
+
+def demonstrations_of(env):
+    return demonstrations(env, env.task.samples("train"), env.task.demonstration)
+
+
+def test_a_demonstration_is_the_environments_own_stream(capitals_env, tokenizer):
+    examples = demonstrations_of(capitals_env)
+    assert len(examples) == 4
+    prompt, reply = tokenizer.encode("The capital of France is"), [*tokenizer.encode("Paris"), tokenizer.eos_token_id]
+    assert examples[0].input_ids.tolist() == prompt + reply
+    assert examples[0].agent_mask.tolist() == [False] * len(prompt) + [True] * len(reply)
+
+
+def test_a_conversation_is_demonstrated_turn_by_turn(guess, chat_tokenizer):
+    env = TokenEnv(guess, reward=lambda: 0.0, tokenizer=chat_tokenizer, max_context=256)
+    examples = demonstrations(env, guess.samples("train"), lambda sample: ["9!", f"{sample.meta['number']}!"])
+    for example, sample in zip(examples, guess.samples("train"), strict=True):
+        turns = np.split(example.agent_mask, np.flatnonzero(np.diff(example.agent_mask.astype(int))) + 1)
+        starts = np.cumsum([0, *map(len, turns)])
+        texts = [
+            chat_tokenizer.decode(example.input_ids[start : start + len(turn)])
+            for start, turn in zip(starts, turns, strict=False)
+            if turn[0]
+        ]
+        assert [text.removesuffix("<|im_end|>") for text in texts] == ["9!", f"{sample.meta['number']}!"]
+
+
+def test_samples_without_demonstration_are_left_out(capitals_env, capitals):
+    samples = [Sample("x", "The capital of Atlantis is"), *capitals.samples("train")]
+    assert len(demonstrations(capitals_env, samples, capitals.demonstration)) == 4
+    with pytest.raises(DataError, match="Capitals has no demonstrations"):
+        demonstrations(capitals_env, samples[:1], capitals.demonstration)
+
+
+def test_the_loss_is_that_of_the_models_own_logits(capitals_env):
+    policy = policy_for(capitals_env)
+    examples = demonstrations_of(capitals_env)
+    losses = []
+    for example in examples:
+        ids = torch.tensor(example.input_ids)[None]
+        log_probs = policy.model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+        of_tokens = -log_probs.gather(-1, ids[0, 1:, None]).squeeze(-1)
+        losses += of_tokens[torch.tensor(example.agent_mask[1:])].tolist()
+    assert demonstration_loss(policy, examples).item() == pytest.approx(np.mean(losses), abs=1e-5)
+
+
+def test_the_policy_learns_to_say_what_was_demonstrated(capitals, capitals_env, tokenizer):
+    policy = policy_for(capitals_env)
+    steps = []
+    losses = imitate(
+        policy, demonstrations_of(capitals_env), epochs=40, batch_size=2, learning_rate=1e-2,
+        on_step=lambda step, n_steps, loss: steps.append((step, n_steps)),
+    )  # fmt: skip
+    assert steps[0] == (1, 80)
+    assert steps[-1] == (80, 80)
+    assert len(losses) == 40
+    assert losses[-1] < 0.3 < 1 < losses[0]
+    venv = TokenVectorEnv(capitals, 3, tokenizer=tokenizer, max_context=CONTEXT)
+    episodes = evaluate_policy_on(policy, venv)
+    assert [episode.response for episode in episodes] == ["Paris", "Berlin", "Tokyo", "Rome"]
+
+
+def test_the_same_seed_gives_the_same_weights_and_no_global_generator_is_used(capitals_env):
+    def trained(seed):
+        policy = policy_for(capitals_env)
+        before = torch.get_rng_state(), np.random.get_state()[1].copy()
+        imitate(policy, demonstrations_of(capitals_env), epochs=2, batch_size=1, learning_rate=1e-3, seed=seed)
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert np.array_equal(np.random.get_state()[1], before[1])
+        return torch.cat([parameter.flatten() for parameter in policy.parameters()])
+
+    first = trained(1)
+    assert torch.equal(first, trained(1))
+    assert not torch.equal(first, trained(2))
+
+
+def test_the_value_head_is_left_as_it_is(capitals_env):
+    policy = policy_for(capitals_env)
+    imitate(policy, demonstrations_of(capitals_env), epochs=1, learning_rate=1e-2)
+    assert not policy.value_head.weight.any()
+
+
+def test_early_stopping_restores_the_best_epoch(capitals_env):
+    policy = policy_for(capitals_env)
+    examples = demonstrations_of(capitals_env)
+    losses = imitate(policy, examples[:2], epochs=30, batch_size=1, learning_rate=1e-2, validation=examples[2:])
+    assert len(losses) < 30
+    assert losses[-1] == max(losses[-2:])
+    assert demonstration_loss(policy, examples[2:]).item() == pytest.approx(min(losses), abs=1e-5)
+
+
+def test_no_epochs_is_an_error(capitals_env):
+    with pytest.raises(ConfigurationError, match="epochs and batch_size are at least 1, not 0 and 32"):
+        imitate(policy_for(capitals_env), demonstrations_of(capitals_env), epochs=0)
+
+
+def test_a_task_without_references_has_none(tokenizer):
+    class Bare(Task):
+        reward = staticmethod(lambda response: 0.0)
+
+        def samples(self, split):
+            return [Sample("a", "b")]
+
+    env = TokenEnv(Bare(), tokenizer=tokenizer)
+    with pytest.raises(DataError, match="Train without a warm start"):
+        demonstrations(env, env.samples, env.task.demonstration)
