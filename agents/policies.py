@@ -6,7 +6,6 @@ Shapes: B rows, W tokens in the longest, N actions (tokens of the agent), D the 
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -66,8 +65,8 @@ class CausalLMPolicy(ActorCriticPolicy):
         value: ``"shared"``: a linear head on the language model's last hidden state. ``"separate"``: on a copy of its
             trunk. Otherwise the name or path of a model whose trunk it starts from.
         peft_config: A peft configuration; only the adapter and the value head are then trained.
-        dtype: ``"bfloat16"`` or ``"float16"`` computes under autocast with the weights kept as they are; None: in the
-            weights' own precision.
+        dtype: ``"bfloat16"`` computes under autocast with the weights kept as they are; None: in the weights' own
+            precision.
         temperature: Divides the logits, in sampling and in all log-probabilities alike.
         optimizer_class: As in SB3.
         optimizer_kwargs: As in SB3; by default ``eps=1e-5`` (SB3's own) and the fused implementation of Adam.
@@ -127,7 +126,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         self.value_head = nn.Linear(width, 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
-        _load_value_head(self.value_head, self._sources.model)
+        self._load_value_head(self._sources.model)
         self.plain_head = plain_head(self.model) is not None
         self.can_decode_incrementally = all(supports_row_cache(t, self.max_context) for t in self._trunks())
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
@@ -293,10 +292,28 @@ class CausalLMPolicy(ActorCriticPolicy):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(folder)  # type: ignore[operator]
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.value_head.state_dict().items()}
-        save_file(state, folder / VALUE_HEAD_FILE, metadata={"format": "pt", "value": json.dumps(self._sources.value)})
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self._value_state().items()}
+        save_file(state, folder / VALUE_HEAD_FILE, metadata={"format": "pt"})
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
+
+    def _value_state(self) -> dict[str, Tensor]:
+        trunk = {} if self.value_trunk is None else self.value_trunk.state_dict()
+        return {**self.value_head.state_dict(), **{f"trunk.{name}": tensor for name, tensor in trunk.items()}}
+
+    def _load_value_head(self, source: Any) -> None:
+        """Takes what :meth:`save_pretrained` wrote, where the source is such a folder of the same kind of value."""
+        file = Path(source) / VALUE_HEAD_FILE if isinstance(source, (str, Path)) else None
+        if file is None or not file.is_file():
+            return
+        state, own = load_file(file), self._value_state()
+        if state.keys() != own.keys():
+            return  # a shared head is no use on a separate trunk, nor the other way round
+        for name, tensor in own.items():
+            if state[name].shape != tensor.shape:
+                shapes = f"{tuple(state[name].shape)}, not {tuple(tensor.shape)}"
+                raise ModelError(f"{file}: {name} has the shape {shapes}; give the folder of the same model.")
+            tensor.data.copy_(state[name])
 
     def rebuilding_kwargs(self) -> dict[str, Any]:
         """What builds this policy again, with other weights, and needs no file: the model as its configuration."""
@@ -340,12 +357,12 @@ def builtin_model_path() -> str:
 
 
 def _as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    if isinstance(dtype, str):
-        found = getattr(torch, dtype, None)
-        if not isinstance(found, torch.dtype):
-            raise ConfigurationError(f"dtype must name a torch dtype such as 'bfloat16', not {dtype!r}.")
-        dtype = found
-    return None if dtype in (None, torch.float32) else dtype
+    """The autocast precision, None for none."""
+    choices = {"None": None, "float32": None, "bfloat16": torch.bfloat16}
+    name = str(dtype).removeprefix("torch.")
+    if name not in choices:
+        raise ConfigurationError(f"dtype must be 'float32' or 'bfloat16', not {dtype!r}.")
+    return choices[name]
 
 
 def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
@@ -371,17 +388,3 @@ def _check_fit(model: CausalLM, n_actions: int, max_context: int) -> None:
             f"the environment's max_context is {max_context} tokens and the model's only {positions}; "
             f"make the environment with max_context={positions} or less."
         )
-
-
-def _load_value_head(head: nn.Linear, source: Any) -> None:
-    if not isinstance(source, (str, Path)):
-        return
-    file = Path(source) / VALUE_HEAD_FILE
-    if not file.is_file():
-        return
-    state = load_file(file)
-    if state["weight"].shape != head.weight.shape:
-        raise ModelError(
-            f"{file} has a value head of shape {tuple(state['weight'].shape)}, not {tuple(head.weight.shape)}."
-        )
-    head.load_state_dict(state)

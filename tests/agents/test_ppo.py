@@ -39,7 +39,7 @@ class Ratios(BaseCallback):
         self.model.policy.set_training_mode(True)
         with torch.no_grad():
             _, log_prob, _ = self.model.policy.evaluate_actions(samples.observations, samples.actions)
-        self.log_ratios.append((log_prob - samples.old_log_prob).numpy())
+        self.log_ratios.append((log_prob - samples.old_log_prob).cpu().numpy())
 
 
 @pytest.mark.parametrize("shape", MODELS)
@@ -320,6 +320,18 @@ def test_save_pretrained_is_an_ordinary_folder(tmp_path):
     assert float(again.policy.value_head.weight.detach().abs().max()) > 0
 
 
+def test_save_pretrained_keeps_a_separate_value_model(tmp_path):
+    agent = make_agent(policy_kwargs={"value": "separate"})
+    agent.learn(96)
+    agent.policy.save_pretrained(tmp_path)
+    kwargs = {"model": str(tmp_path), "value": "separate"}
+    again = PPO("CausalLMPolicy", agent.get_env(), policy_kwargs=kwargs, device="cpu", n_steps=16)
+    for name, value in agent.policy.state_dict().items():
+        assert torch.equal(value, again.policy.state_dict()[name]), name
+    shared = PPO("CausalLMPolicy", agent.get_env(), policy_kwargs={"model": str(tmp_path)}, device="cpu", n_steps=16)
+    assert not shared.policy.value_head.weight.detach().any()
+
+
 def test_broken_zips_are_named(tmp_path):
     agent = make_agent()
     agent.save(tmp_path / "agent.zip")
@@ -347,6 +359,8 @@ def test_bad_arguments_are_named():
         make_agent(kl_estimator="kl")
     with pytest.raises(ConfigurationError, match="negative"):
         make_agent(kl_coef=-1.0)
+    with pytest.raises(ConfigurationError, match="dtype must be 'float32' or 'bfloat16', not 'float16'"):
+        make_agent(policy_kwargs={"dtype": "float16"})
     with pytest.raises(ConfigurationError, match="temperature must be positive, not 0"):
         make_agent(policy_kwargs={"temperature": 0})
     with pytest.raises(ConfigurationError, match=f"max_context is 64 tokens and the model's only {CONTEXT}"):
