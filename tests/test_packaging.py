@@ -22,9 +22,7 @@ def tracked(folder: str) -> set[str]:
 
 def test_a_wheel_from_a_zip_without_links_holds_every_file(tmp_path):
     """``git archive --format=zip`` loses links silently; the package mapping must not need them."""
-    expected = {
-        FOLDERS[folder] + name.removeprefix(folder) for folder in FOLDERS for name in tracked(folder)
-    }
+    expected = {FOLDERS[folder] + name.removeprefix(folder) for folder in FOLDERS for name in tracked(folder)}
     archive = tmp_path / "source.zip"
     subprocess.run(["git", "archive", "--format=zip", "-o", archive, "HEAD"], cwd=ROOT, check=True)
     with zipfile.ZipFile(archive) as source:

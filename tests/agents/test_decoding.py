@@ -62,7 +62,7 @@ def test_a_changed_token_restarts_the_row():
 
 
 def test_models_that_do_not_see_their_whole_past_take_the_uncached_path():
-    small = dict(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2)
+    small = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}
     mistral = transformers.MistralConfig(
         **small, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64, sliding_window=16
     )

@@ -24,7 +24,15 @@ def toy_vec_env(turns: int, truncated: bool) -> DummyVecEnv:
 
 def learned_parameters(algorithm, policy, env, model, **kwargs):
     batch = N_ENVS * N_STEPS
-    kwargs = dict(n_steps=N_STEPS, batch_size=batch, n_epochs=3, learning_rate=1e-3, seed=3, device="cpu") | kwargs
+    defaults = {
+        "n_steps": N_STEPS,
+        "batch_size": batch,
+        "n_epochs": 3,
+        "learning_rate": 1e-3,
+        "seed": 3,
+        "device": "cpu",
+    }
+    kwargs = defaults | kwargs
     agent = algorithm(policy, env, policy_kwargs={"model": copy.deepcopy(model), "temperature": 0.8}, **kwargs)
     agent.learn(ITERATIONS * batch)
     return {name: parameter.detach() for name, parameter in agent.policy.named_parameters()}
@@ -122,7 +130,13 @@ def _dropout_in_update(monkeypatch):
     monkeypatch.setattr(policies.CausalLMPolicy, "_encode", dropped)
 
 
-MUTANTS = [_last_value_zero, _terminal_value_zero, _cache_survives_update, _wrong_state_after_append, _dropout_in_update]
+MUTANTS = [
+    _last_value_zero,
+    _terminal_value_zero,
+    _cache_survives_update,
+    _wrong_state_after_append,
+    _dropout_in_update,
+]
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda f: f.__name__.lstrip("_"))

@@ -194,7 +194,7 @@ def _guarded(leaf: Reward, episodes: Sequence[Episode]) -> list[Score]:
         scores = list(leaf.score(episodes))
         if len(scores) != len(episodes):
             raise RewardError(f"returned {len(scores)} scores for {len(episodes)} episodes; it must return one each.")
-    except Exception as error:  # whatever a user's reward raises is the score's status, never a score
+    except Exception as error:  # noqa: BLE001 (whatever a user's reward raises is the score's status, never a score)
         if len(episodes) > 1:
             return [_guarded(leaf, [episode])[0] for episode in episodes]
         scores = [Score(None, status=f"{leaf.name}: {type(error).__name__}: {error}")]
