@@ -150,7 +150,7 @@ _ARGUMENTS: dict[str, Callable[[Episode], Any]] = {
 class _FunctionReward(Reward):
     def __init__(self, function: Callable[..., Any], name: str | None, when: When) -> None:
         self.function = function
-        given: str = name or getattr(function, "__name__", type(function).__name__)
+        given = name if name is not None else str(getattr(function, "__name__", type(function).__name__))
         self.name = "reward" if given == "<lambda>" else given
         self.when = when
         self.arguments = _argument_names(function, self.name)
