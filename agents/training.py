@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import inspect
 import signal
 import sys
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -140,7 +142,6 @@ class Training:
         self.test = make_env(settings, "test")
         self.task = self.test.task
         self._policy: CausalLMPolicy | None = None
-        self._validation: TokenVectorEnv | None = None
 
     @classmethod
     def start(cls, settings: Settings, path: str | Path, monitor: Monitor | None = None) -> Training:
@@ -153,8 +154,14 @@ class Training:
         RunFolder.check_free(path)
         settings = settings.complete(make_env(settings, "test").task)
         training = cls(RunFolder(path), settings, monitor)
-        training.policy  # noqa: B018 (a model that cannot be loaded must not leave a folder)
-        config = {**asdict(settings), "versions": versions(), "command": sys.argv}
+        for needed in ("policy", "validation", "train"):  # what cannot be made must not leave a folder
+            getattr(training, needed)
+        config = {
+            **asdict(settings),
+            "data_sha256": _sha256(settings.data),
+            "versions": versions(),
+            "command": sys.argv,
+        }
         RunFolder.create(path, config)
         return training
 
@@ -293,10 +300,9 @@ class Training:
         self.monitor.note(f"the best weights on the validation split are those after {steps} steps; they are kept.")
 
     def _make_agent(self) -> PPO:
-        train = make_env(self.settings, "train")
         saved = self.folder / AGENT_ZIP
         if saved.is_file():
-            return PPO.load(saved, env=train, device=self.settings.device)
+            return PPO.load(saved, env=self.train, device=self.settings.device)
         options = self.settings.section("ppo")
         if options.pop("learning_rate_decay"):
             options["learning_rate"] = get_linear_fn(options["learning_rate"], 0.0, 1.0)
@@ -307,7 +313,7 @@ class Training:
         }
         return PPO(
             "CausalLMPolicy",
-            train,
+            self.train,
             policy_kwargs=policy_kwargs,
             seed=self.settings.seed,
             device=self.settings.device,
@@ -386,12 +392,15 @@ class Training:
             self._policy = load_policy(self.settings, self.test, saved)
         return self._policy
 
-    @property
+    @cached_property
+    def train(self) -> TokenVectorEnv:
+        """Environments about the train split."""
+        return make_env(self.settings, "train")
+
+    @cached_property
     def validation(self) -> TokenVectorEnv:
         """Environments about the validation split."""
-        if self._validation is None:
-            self._validation = make_env(self.settings, "validation")
-        return self._validation
+        return make_env(self.settings, "validation")
 
 
 def make_env(settings: Settings, split: str) -> TokenVectorEnv:
@@ -481,6 +490,13 @@ def evaluate_policy_on(
             seed=seed,
             on_episode=on_episode,
         )
+
+
+def _sha256(data: str | None) -> str | None:
+    """Of a data file, so that a run can be repeated with the same one."""
+    if data is None or not Path(data).is_file():
+        return None
+    return hashlib.sha256(Path(data).read_bytes()).hexdigest()
 
 
 def evenly_spaced(n: int, wanted: int) -> list[int]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import set_random_seed
 from torch import Tensor
@@ -109,7 +108,7 @@ class ModelSelection(BaseCallback):
     def _seed_iteration(self) -> None:
         agent: Any = self.model
         numbers = np.random.SeedSequence((self.seed, self.num_timesteps)).generate_state(2)
-        set_random_seed(int(numbers[0]), using_cuda=agent.device.type == torch.device("cuda").type)
+        set_random_seed(int(numbers[0]), using_cuda=agent.device.type == "cuda")
         agent.env.seed(int(numbers[1]))
         agent._last_obs = agent.env.reset()
         agent._last_episode_starts = np.ones(agent.n_envs, dtype=bool)

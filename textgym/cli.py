@@ -281,14 +281,13 @@ def _errors_as_lines() -> Iterator[None]:
 
 def _refuse_beside_resume(context: typer.Context) -> None:
     given = [
-        name
-        for name in context.params
-        if name != "resume" and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+        parameter.opts[0] if parameter.opts[0].startswith("-") else str(parameter.metavar)
+        for parameter in context.command.params
+        if parameter.name not in (None, "resume")
+        and getattr(context.get_parameter_source(str(parameter.name)), "name", "") == "COMMANDLINE"
     ]
     if given:
-        raise ConfigurationError(
-            f"--resume goes on with the settings of the run; leave out {', '.join(name.upper() for name in given)}."
-        )
+        raise ConfigurationError(f"--resume goes on with the settings of the run; leave out {', '.join(given)}.")
 
 
 def _option(text: str) -> tuple[str, Any]:

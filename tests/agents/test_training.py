@@ -13,7 +13,7 @@ from textgym import make_vec
 from textgym.agents import PPO
 from textgym.agents.teaching import mark_known, taught_samples
 from textgym.agents.training import Settings, Training, load_reward
-from textgym.errors import ConfigurationError, ModelError, RewardError, UnknownEnvironmentError
+from textgym.errors import ConfigurationError, DataError, ModelError, RewardError, UnknownEnvironmentError
 from textgym.monitor import Monitor
 
 
@@ -208,12 +208,18 @@ def test_a_wrong_setting_is_named(model, tmp_path, options, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_that_is_not_there_leaves_no_folder(model, tmp_path, tokenizer):
+def test_what_cannot_be_made_leaves_no_folder(model, tmp_path, tokenizer):
     tokenizer.save_pretrained(tmp_path / "empty")
     with pytest.raises(ModelError, match="there is no model"):
         Training.start(settings_of(str(tmp_path / "empty")), tmp_path / "run")
     with pytest.raises(UnknownEnvironmentError, match="Did you mean"):
         Training.start(Settings("tests/Sum-v0", model=model), tmp_path / "run")
+    rows = [{"q": f"{i}+1=", "a": str(i + 1), "split": ("train", "test")[i % 2]} for i in range(8)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    columns = {"prompt": "q", "references": "a"}
+    settings = replace(settings_of(model), data=str(tmp_path / "rows.jsonl"), columns=columns)
+    with pytest.raises(DataError, match="no samples in the split 'validation'"):
+        Training.start(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
