@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
-from stable_baselines3.common.utils import get_device, get_linear_fn, set_random_seed
+from stable_baselines3.common.utils import get_device, set_random_seed
 from transformers import AutoConfig
 
 import textgym
@@ -59,7 +59,7 @@ DEFAULTS: dict[str, Any] = {
     "ppo.batch_size": 512,
     "ppo.n_epochs": 2,
     "ppo.learning_rate": 1e-5,
-    "ppo.learning_rate_decay": False,
+    "ppo.learning_rate_decay": True,
     "ppo.gamma": 1.0,
     "ppo.kl_coef": 0.05,
     "validation.evaluations": 20,
@@ -122,6 +122,17 @@ class Settings:
         """The options of a section, without its name."""
         prefix = f"{name}."
         return {key.removeprefix(prefix): value for key, value in self.options.items() if key.startswith(prefix)}
+
+
+@dataclass(frozen=True)
+class LinearDecay:
+    """A schedule of SB3's form that falls to zero at the end of training."""
+
+    initial: float
+
+    def __call__(self, progress_remaining: float) -> float:
+        """The value at this progress, which goes from 1 to 0."""
+        return self.initial * progress_remaining
 
 
 class Training:
@@ -305,7 +316,7 @@ class Training:
             return PPO.load(saved, env=self.train, device=self.settings.device)
         options = self.settings.section("ppo")
         if options.pop("learning_rate_decay"):
-            options["learning_rate"] = get_linear_fn(options["learning_rate"], 0.0, 1.0)
+            options["learning_rate"] = LinearDecay(options["learning_rate"])
         policy_kwargs = {
             **self.settings.section("policy"),
             "model": self.policy.model,

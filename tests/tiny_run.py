@@ -17,6 +17,7 @@ OPTIONS = {
     "warm_start.learning_rate": 1e-3,
     "ppo.n_episodes": 8,
     "ppo.learning_rate": 1e-3,
+    "ppo.learning_rate_decay": True,
     "validation.evaluations": 2,
     "test.examples": 3,
 }
