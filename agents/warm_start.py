@@ -135,13 +135,17 @@ def imitate(
 
 
 def demonstration_loss(policy: CausalLMPolicy, examples: Sequence[Demonstration]) -> Tensor:
-    """The mean negative log-likelihood of the agent's tokens in some demonstrations, in nats; a scalar."""
+    """The mean negative log-likelihood of the agent's tokens in some demonstrations, in nats; a scalar.
+
+    It is that of the model itself, at temperature 1.
+    """
     segments, tokens = _segments(examples, policy.device)
-    entropy_gradient, policy.entropy_gradient = policy.entropy_gradient, False
+    settings = policy.entropy_gradient, policy.temperature
+    policy.entropy_gradient, policy.temperature = False, 1.0
     try:
         _, log_probs, _ = policy.evaluate_actions(segments, tokens)
     finally:
-        policy.entropy_gradient = entropy_gradient
+        policy.entropy_gradient, policy.temperature = settings
     return -log_probs.mean()
 
 

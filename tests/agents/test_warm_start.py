@@ -66,6 +66,7 @@ def test_samples_without_demonstration_are_left_out(capitals_env, capitals):
 
 def test_the_loss_is_that_of_the_models_own_logits(capitals_env):
     policy = policy_for(capitals_env)
+    policy.temperature = 0.5
     examples = demonstrations_of(capitals_env)
     losses = []
     for example in examples:
