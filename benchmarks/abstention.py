@@ -3,8 +3,9 @@
     python benchmarks/abstention.py --seeds 0 1 2 --out runs/abstention
 
 Trains the built-in model on knowledge QA once a seed (what ``make run`` does) and prints, for the test split, each
-stage's figures, and the oracle's: the warm-started model, forced to answer, whose answers are kept where its own probability of
-them is above the threshold that is best for the reward on this very split. A run that is there already is not repeated.
+stage's figures, and the oracle's: the warm-started model, forced to answer, whose answers are kept where its own
+probability of them is above the threshold that is best for the reward on this very split. A run that is there already
+is not repeated.
 """
 
 from __future__ import annotations
