@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import torch
 
+from textgym.agents.playing import play_policy
 from textgym.agents.policies import CausalLMPolicy
 from textgym.episode import Episode, Sample
 from textgym.errors import ConfigurationError
-from textgym.evaluation import play
 from textgym.task import Task
 from textgym.vector_env import TokenVectorEnv
 
@@ -61,15 +61,10 @@ def probe(
     Raises:
         ConfigurationError: The task has no such metric.
     """
-    with policy.incremental_decoding(venv.num_envs), torch.random.fork_rng():
+    indices = [index for index in range(len(venv.samples)) for _ in range(times)]
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
-        episodes = play(
-            venv,
-            lambda observation: policy.predict(observation, deterministic=False)[0],  # type: ignore[arg-type]
-            [index for index in range(len(venv.samples)) for _ in range(times)],
-            seed=seed,
-            on_episode=on_episode,
-        )
+        episodes = play_policy(policy, venv, indices, deterministic=False, seed=seed, on_episode=on_episode)
     right: dict[str, float] = {}
     for episode in episodes:
         right[episode.sample.id] = right.get(episode.sample.id, 0.0) + _is_right(venv.task, episode, metric) / times

@@ -2,137 +2,40 @@
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import inspect
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList
-from stable_baselines3.common.logger import CSVOutputFormat, Logger, TensorBoardOutputFormat
-from stable_baselines3.common.utils import get_device, set_random_seed
-from transformers import AutoConfig
+from stable_baselines3.common.callbacks import CallbackList
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+from stable_baselines3.common.utils import set_random_seed
 
-import textgym
+from textgym.agents.playing import play_policy
 from textgym.agents.policies import CausalLMPolicy
 from textgym.agents.ppo import PPO
+from textgym.agents.run_settings import LinearDecay, Settings, load_policy, make_env
 from textgym.agents.teaching import mark_known, probe, taught_samples
-from textgym.agents.validation import EpisodeMetrics, ModelSelection
+from textgym.agents.training_callbacks import AppendingCSV, EpisodeMetrics, LiveFigures, ModelSelection
 from textgym.agents.warm_start import demonstrations, imitate
 from textgym.episode import Episode
-from textgym.errors import ConfigurationError, ModelError
-from textgym.evaluation import Estimate, play, summarise
-from textgym.monitor import EpisodeCounter, Monitor
+from textgym.evaluation import Estimate, evenly_spaced, summarise
+from textgym.monitor import EpisodeCounter, Monitor, deferred_interrupt
 from textgym.plotting import headline, plot_curves
-from textgym.rewards import as_reward
-from textgym.run_folder import EPISODES, PROGRESS, RESULTS, VALIDATION, RunFolder, versions
-from textgym.setting import MAX_CONTEXT
+from textgym.run_folder import EPISODES, PROGRESS, RESULTS, VALIDATION, RunFolder, data_sha256, versions
 from textgym.task import Task
 from textgym.token_env import TokenEnv
 from textgym.vector_env import TokenVectorEnv
 
-__all__ = ["DEFAULTS", "Settings", "Training", "evaluate_policy_on", "load_policy", "load_reward", "make_env"]
-
-DEFAULTS: dict[str, Any] = {
-    "total_timesteps": 100_000,
-    "env.num_envs": 64,
-    "teach.share": 0.0,
-    "teach.epochs": 60,
-    "teach.batch_size": 32,
-    "teach.learning_rate": 5e-4,
-    "teach.probes": 10,
-    "teach.metric": "accuracy",
-    "warm_start.epochs": 3,
-    "warm_start.batch_size": 32,
-    "warm_start.learning_rate": 1e-5,
-    "ppo.n_episodes": 256,
-    "ppo.batch_size": 512,
-    "ppo.n_epochs": 2,
-    "ppo.learning_rate": 1e-5,
-    "ppo.learning_rate_decay": True,
-    "ppo.gamma": 1.0,
-    "ppo.kl_coef": 0.05,
-    "validation.evaluations": 20,
-    "validation.episodes": 512,
-    "validation.metric": "reward",
-    "test.examples": 100,
-}
-"""For a language model of any size; a task's ``recipe`` has what suits the built-in one."""
+__all__ = ["Settings", "Training"]
 
 STAGES = {"base": "the model as it is", "sft": "after the warm start", "ppo": "after PPO"}
 TAUGHT, WARM_STARTED, AGENT, AGENT_ZIP, BEST = "taught", "warm_started", "agent", "agent.zip", "best.pt"
-KNOWN = "known.json"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that a run depends on.
-
-    Args:
-        env: The environment's id.
-        model: A name or path; None: the built-in model.
-        data: A file or data set in place of the task's own.
-        columns: How to read it, see :func:`textgym.load_samples`.
-        reward: ``"module:function"``, or a reward's, in place of the task's own.
-        seed: Of everything.
-        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        dtype: ``"bfloat16"``: compute under autocast.
-        warm_start: Whether there is one.
-        options: By ``"section.name"``: ``total_timesteps``; ``env.``: arguments of the environment; ``teach.``: of the
-            teaching; ``warm_start.``: of :func:`~textgym.agents.warm_start.imitate`; ``ppo.``: of
-            :class:`~textgym.agents.PPO`; ``policy.``: of :class:`~textgym.agents.CausalLMPolicy`; ``validation.``:
-            of the model selection. What is left out comes from the task's recipe, where the model is the built-in one,
-            and from ``DEFAULTS``.
-    """
-
-    env: str
-    model: str | None = None
-    data: str | None = None
-    columns: Mapping[str, str] | Sequence[Mapping[str, str]] | None = None
-    reward: str | None = None
-    seed: int = 0
-    device: str = "auto"
-    dtype: str | None = None
-    warm_start: bool = True
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def complete(self, task: Task) -> Settings:
-        """With every option that was left out.
-
-        Raises:
-            ConfigurationError: There is no such option, or its value is of the wrong kind.
-        """
-        recipe = dict(task.recipe) if self.model is None else {}
-        options = {**DEFAULTS, **recipe, **self.options}
-        for name, value in options.items():
-            _check_option(name, value)
-        return replace(self, options=options)
-
-    def section(self, name: str) -> dict[str, Any]:
-        """The options of a section, without its name."""
-        prefix = f"{name}."
-        return {key.removeprefix(prefix): value for key, value in self.options.items() if key.startswith(prefix)}
-
-
-@dataclass(frozen=True)
-class LinearDecay:
-    """A schedule of SB3's form that falls to zero at the end of training."""
-
-    initial: float
-
-    def __call__(self, progress_remaining: float) -> float:
-        """The value at this progress, which goes from 1 to 0."""
-        return self.initial * progress_remaining
+TOKENIZER, KNOWN = "tokenizer", "known.json"
 
 
 class Training:
@@ -150,7 +53,7 @@ class Training:
     def __init__(self, folder: RunFolder, settings: Settings, monitor: Monitor | None = None) -> None:
         self.folder, self.settings, self.monitor = folder, settings, monitor or Monitor()
         set_random_seed(settings.seed)
-        self.test = make_env(settings, "test")
+        self.test = self._make_env("test")
         self.task = self.test.task
         self._policy: CausalLMPolicy | None = None
 
@@ -169,11 +72,12 @@ class Training:
             getattr(training, needed)
         config = {
             **asdict(settings),
-            "data_sha256": _sha256(settings.data),
+            "data_sha256": data_sha256(settings.data),
             "versions": versions(),
             "command": sys.argv,
         }
         RunFolder.create(path, config)
+        training.test.tokenizer.save_pretrained(training.folder / TOKENIZER)
         return training
 
     @classmethod
@@ -275,7 +179,7 @@ class Training:
     def _evaluate_stage(self, name: str) -> None:
         self.monitor.stage(name, f"evaluating {STAGES[name]} on {len(self.test.samples)} test episodes")
         on_episode = EpisodeCounter(self.monitor, len(self.test.samples))
-        episodes = evaluate_policy_on(self.policy, self.test, on_episode=on_episode)
+        episodes = play_policy(self.policy, self.test, on_episode=on_episode)
         summary = summarise(self.task, episodes, seed=self.settings.seed)
         results = self.folder.read_json(RESULTS).get("stages", {})
         self.folder.write_json(RESULTS, {"stages": {**results, name: summary}})
@@ -293,7 +197,7 @@ class Training:
         selection = self._model_selection(agent, total)
         agent.set_logger(self._logger(agent.num_timesteps))
         self.monitor.stage("ppo", f"PPO for {total} steps, selected on {self._n_validation} validation episodes")
-        live = _LiveFigures(self.monitor, total, selection)
+        live = LiveFigures(self.monitor, total, selection)
         try:
             with deferred_interrupt(self.monitor) as self._stop_wanted:
                 agent.learn(
@@ -375,7 +279,7 @@ class Training:
 
     def _validate(self, policy: Any) -> dict[str, Estimate]:
         indices = evenly_spaced(len(self.validation.samples), self.settings.options["validation.episodes"])
-        episodes = evaluate_policy_on(policy, self.validation, indices)
+        episodes = play_policy(policy, self.validation, indices)
         return summarise(self.task, episodes, seed=self.settings.seed)
 
     @property
@@ -385,7 +289,7 @@ class Training:
     def _logger(self, timesteps: int) -> Logger:
         self.folder.cut_progress(timesteps)
         folder = str(self.folder.path)
-        return Logger(folder, [_AppendingCSV(str(self.folder / PROGRESS)), TensorBoardOutputFormat(folder)])
+        return Logger(folder, [AppendingCSV(str(self.folder / PROGRESS)), TensorBoardOutputFormat(folder)])
 
     def _finish(self) -> None:
         plot_curves(self.folder.path, self.task.headline_metrics)
@@ -406,171 +310,17 @@ class Training:
     @cached_property
     def train(self) -> TokenVectorEnv:
         """Environments about the train split."""
-        return make_env(self.settings, "train")
+        return self._make_env("train")
 
     @cached_property
     def validation(self) -> TokenVectorEnv:
         """Environments about the validation split."""
-        return make_env(self.settings, "validation")
+        return self._make_env("validation")
 
-
-def make_env(settings: Settings, split: str) -> TokenVectorEnv:
-    """The environments of a run about one split, with the tokenizer of its model.
-
-    Raises:
-        TextGymError: They cannot be made.
-    """
-    options: dict[str, Any] = {"num_envs": DEFAULTS["env.num_envs"], **settings.section("env")}
-    for name, value in (("data", settings.data), ("columns", settings.columns), ("tokenizer", settings.model)):
-        if value is not None:
-            options.setdefault(name, value)
-    if settings.model is not None:
-        options.setdefault("max_context", _max_context(settings.model))
-    if settings.reward is not None:
-        options["reward"] = load_reward(settings.reward)
-    venv = textgym.make_vec(settings.env, split=split, **options)
-    if not isinstance(venv.unwrapped, TokenVectorEnv):
-        raise ConfigurationError(f"{settings.env!r} is no environment of textgym's; see `textgym list`.")
-    return venv.unwrapped
-
-
-def _max_context(model: str) -> int:
-    """What the model has positions for, and at most the environments' own default."""
-    try:
-        config = AutoConfig.from_pretrained(model)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"there is no model {model!r}: no folder of this name holds one, and none could be had from the hub "
-            f"({str(error).splitlines()[0]})."
-        ) from error
-    return min(MAX_CONTEXT, getattr(config.get_text_config(decoder=True), "max_position_embeddings", MAX_CONTEXT))
-
-
-def load_policy(settings: Settings, venv: TokenVectorEnv, saved: Path | None = None) -> CausalLMPolicy:
-    """The run's model, or the one saved in a folder, as a policy for the environments."""
-    policy = CausalLMPolicy(
-        venv.single_observation_space,
-        venv.single_action_space,
-        lambda _: 0.0,
-        model=settings.model if saved is None else saved,
-        dtype=settings.dtype,
-        **settings.section("policy"),
-    )
-    policy.tokenizer = venv.tokenizer
-    return policy.to(get_device(settings.device))
-
-
-def load_reward(name: str) -> Any:
-    """The reward that ``"module:function"`` names; modules are also looked for in the current folder.
-
-    Raises:
-        ConfigurationError: There is none of that name.
-        RewardError: It is no reward.
-    """
-    module, _, attribute = name.partition(":")
-    if not module or not attribute:
-        raise ConfigurationError(f"a reward is named as 'module:function', not {name!r}.")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        found: Any = import_module(module)
-    except ImportError as error:
-        raise ConfigurationError(f"cannot import the module of the reward {name!r}: {error}.") from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise ConfigurationError(f"the module {module!r} has no {attribute!r}.")
-        found = getattr(found, part)
-    return as_reward(found)
-
-
-def evaluate_policy_on(
-    policy: CausalLMPolicy,
-    venv: TokenVectorEnv,
-    indices: Sequence[int] | None = None,
-    *,
-    deterministic: bool = True,
-    seed: int = 0,
-    on_episode: Callable[[Episode], object] = lambda episode: None,
-) -> list[Episode]:
-    """Plays each sample once, with the likeliest tokens or, where not ``deterministic``, with sampled ones."""
-    with policy.incremental_decoding(venv.num_envs):
-        return play(
-            venv,
-            lambda observation: policy.predict(observation, deterministic=deterministic)[0],  # type: ignore[arg-type]
-            indices,
-            seed=seed,
-            on_episode=on_episode,
-        )
-
-
-def _sha256(data: str | None) -> str | None:
-    """Of a data file, so that a run can be repeated with the same one."""
-    if data is None or not Path(data).is_file():
-        return None
-    return hashlib.sha256(Path(data).read_bytes()).hexdigest()
-
-
-def evenly_spaced(n: int, wanted: int) -> list[int]:
-    """At most ``wanted`` of the numbers 0 to n - 1."""
-    return sorted({int(index) for index in np.linspace(0, n - 1, min(n, wanted)).round()})
-
-
-@contextmanager
-def deferred_interrupt(monitor: Monitor) -> Iterator[Callable[[], bool]]:
-    """Inside, the first Ctrl-C is only noted, and the second one interrupts. Gives what tells whether one was."""
-    wanted = False
-
-    def note(signum: int, frame: Any) -> None:
-        nonlocal wanted
-        if wanted:
-            raise KeyboardInterrupt
-        wanted = True
-        monitor.note("stopping after this iteration; Ctrl-C again stops at once.")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: wanted
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: wanted
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-class _LiveFigures(BaseCallback):
-    """Tells the monitor how training goes."""
-
-    def __init__(self, monitor: Monitor, total: int, selection: ModelSelection) -> None:
-        super().__init__()
-        self.monitor, self.total, self.selection = monitor, total, selection
-        self.figures: dict[str, float] = {}
-
-    def _on_step(self) -> bool:
-        self.monitor.progress(min(self.num_timesteps, self.total), self.total, self.figures)
-        return True
-
-    def _on_rollout_end(self) -> None:
-        buffer = self.model.ep_info_buffer or ()  # type: ignore[union-attr]
-        if buffer:
-            self.figures["reward"] = float(np.mean([info["r"] for info in buffer]))
-        if np.isfinite(self.selection.best[0]):
-            self.figures["best"] = self.selection.best[0]
-        for name in ("rollout/kl", "train/approx_kl"):
-            value = self.logger.name_to_value.get(name)
-            if value is not None:
-                self.figures[name.partition("/")[2]] = float(value)
-
-
-class _AppendingCSV(CSVOutputFormat):
-    """SB3's, which goes on in a file that is there."""
-
-    def __init__(self, filename: str) -> None:
-        path = Path(filename)
-        header = path.read_text(encoding="utf-8").partition("\n")[0] if path.is_file() else ""
-        self.file = path.open("r+" if header else "w+", encoding="utf-8")
-        self.file.seek(0, 2)
-        self.keys = header.split(",") if header else []
-        self.separator, self.quotechar = ",", '"'
+    def _make_env(self, split: str) -> TokenVectorEnv:
+        """With the tokenizer that the run began with, whatever has become of the model since."""
+        tokenizer = self.folder / TOKENIZER
+        return make_env(self.settings, split, str(tokenizer) if tokenizer.is_dir() else None)
 
 
 def _evaluation_line(steps: int, summary: Mapping[str, Estimate], task: Task, is_best: bool) -> str:
@@ -581,18 +331,3 @@ def _evaluation_line(steps: int, summary: Mapping[str, Estimate], task: Task, is
 
 def _record(episode: Episode) -> dict[str, Any]:
     return {**episode.record(), "response": episode.response}
-
-
-def _check_option(name: str, value: Any) -> None:
-    section, dot, _ = name.partition(".")
-    known = {default for default in DEFAULTS if default.partition(".")[0] == section}
-    functions: dict[str, Any] = {"ppo": PPO, "policy": CausalLMPolicy, "warm_start": imitate, "teach": imitate}
-    if section in functions:
-        known |= {f"{section}.{parameter}" for parameter in inspect.signature(functions[section]).parameters}
-    if name not in known and not (dot and section == "env"):
-        close = difflib.get_close_matches(name, {*DEFAULTS, *known}, n=3, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-        raise ConfigurationError(f"there is no setting {name!r}.{hint}")
-    default = DEFAULTS.get(name)
-    if isinstance(default, (int, float)) and not isinstance(value, (int, float)):
-        raise ConfigurationError(f"the setting {name!r} is a number, such as {default!r}, not {value!r}.")

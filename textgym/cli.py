@@ -25,7 +25,7 @@ from textgym.errors import ConfigurationError, TextGymError
 from textgym.monitor import EpisodeCounter, Monitor
 
 if TYPE_CHECKING:
-    from textgym.agents.training import Settings
+    from textgym.agents.run_settings import Settings
     from textgym.evaluation import Estimate
 
 __all__ = ["app"]
@@ -90,7 +90,8 @@ def train(
 ) -> None:
     """Evaluates a model, warm-starts it on demonstrations, trains it with PPO, and shows what changed."""
     with _errors_as_lines():
-        from textgym.agents.training import Settings, Training
+        from textgym.agents.run_settings import Settings
+        from textgym.agents.training import Training
 
         screen = _Screen()
         if resume is not None:
@@ -147,7 +148,7 @@ def evaluate(
 ) -> None:
     """Plays every sample of a split once, and shows the reward and the task's metrics with 95% intervals."""
     with _errors_as_lines():
-        from textgym.agents.training import Settings
+        from textgym.agents.run_settings import Settings
 
         settings = Settings(
             env=env, model=model, data=data, columns=_columns(columns), reward=reward, seed=seed, device=device,
@@ -168,7 +169,8 @@ def evaluate(
 def _evaluate(settings: Settings, split: str, sample: bool, screen: _Screen) -> dict[str, Estimate]:
     from stable_baselines3.common.utils import set_random_seed
 
-    from textgym.agents.training import evaluate_policy_on, load_policy, make_env
+    from textgym.agents.playing import play_policy
+    from textgym.agents.run_settings import load_policy, make_env
     from textgym.evaluation import summarise
 
     venv = make_env(settings, split)
@@ -177,7 +179,7 @@ def _evaluate(settings: Settings, split: str, sample: bool, screen: _Screen) -> 
     set_random_seed(settings.seed)
     screen.stage("evaluate", f"{len(venv.samples)} episodes")
     counter = EpisodeCounter(screen, len(venv.samples))
-    episodes = evaluate_policy_on(policy, venv, deterministic=not sample, seed=settings.seed, on_episode=counter)
+    episodes = play_policy(policy, venv, deterministic=not sample, seed=settings.seed, on_episode=counter)
     return summarise(venv.task, episodes, seed=settings.seed)
 
 

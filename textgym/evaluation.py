@@ -14,7 +14,7 @@ from textgym.errors import ConfigurationError
 from textgym.task import Task
 from textgym.vector_env import TokenVectorEnv
 
-__all__ = ["Estimate", "bootstrap_interval", "play", "summarise", "wilson_interval"]
+__all__ = ["Estimate", "bootstrap_interval", "evenly_spaced", "play", "summarise", "wilson_interval"]
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -121,6 +121,11 @@ def _harmless_token(venv: TokenVectorEnv) -> int:
         if not setting.stop or not setting.may_complete_stop(np.array([token]))[0]:
             return token
     return 0
+
+
+def evenly_spaced(n: int, wanted: int) -> list[int]:
+    """At most ``wanted`` of the numbers 0 to n - 1."""
+    return sorted({int(index) for index in np.linspace(0, n - 1, min(n, wanted)).round()})
 
 
 def summarise(task: Task, episodes: Sequence[Episode], *, seed: int = 0) -> dict[str, Estimate]:

@@ -1,16 +1,19 @@
-"""Who is told how long work goes on."""
+"""Who is told how work goes, and how it is stopped."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from textgym.episode import Episode
 
 if TYPE_CHECKING:
     from textgym.evaluation import Estimate
 
-__all__ = ["EpisodeCounter", "Monitor"]
+__all__ = ["EpisodeCounter", "Monitor", "deferred_interrupt"]
 
 
 class Monitor:
@@ -45,3 +48,25 @@ class EpisodeCounter:
             self.reward += episode.reward
         figures = {"reward": self.reward / self.scored} if self.scored else {}
         self.monitor.progress(self.done, self.total, figures)
+
+
+@contextmanager
+def deferred_interrupt(monitor: Monitor) -> Iterator[Callable[[], bool]]:
+    """Inside, the first Ctrl-C is only noted, and the second one interrupts. Gives what tells whether one was."""
+    wanted = False
+
+    def note(signum: int, frame: Any) -> None:
+        nonlocal wanted
+        if wanted:
+            raise KeyboardInterrupt
+        wanted = True
+        monitor.note("stopping after this iteration; Ctrl-C again stops at once.")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: wanted
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: wanted
+    finally:
+        signal.signal(signal.SIGINT, before)

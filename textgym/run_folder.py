@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import platform
@@ -13,7 +14,7 @@ from typing import Any
 
 from textgym.errors import ConfigurationError
 
-__all__ = ["CONFIG", "EPISODES", "PROGRESS", "RESULTS", "STATE", "VALIDATION", "RunFolder", "versions"]
+__all__ = ["CONFIG", "EPISODES", "PROGRESS", "RESULTS", "STATE", "VALIDATION", "RunFolder", "data_sha256", "versions"]
 
 CONFIG, STATE, RESULTS = "config.json", "state.json", "results.json"
 EPISODES, PROGRESS, VALIDATION = "episodes.jsonl", "progress.csv", "validation.jsonl"
@@ -29,6 +30,13 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def data_sha256(data: str | None) -> str | None:
+    """Of a data file, so that a run can be repeated with the same one."""
+    if data is None or not Path(data).is_file():
+        return None
+    return hashlib.sha256(Path(data).read_bytes()).hexdigest()
 
 
 class RunFolder:

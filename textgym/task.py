@@ -27,7 +27,7 @@ class Task(ABC):
         max_new_tokens: The default budget of tokens of one turn of the agent.
         recipe: How ``textgym train`` trains the built-in model on the task, where the command line does not say
             otherwise: ``{"total_timesteps": 200_000, "ppo.learning_rate": 3e-5, "warm_start.epochs": 5}``. The names
-            are those of its ``--set``, see :class:`textgym.agents.training.Settings`.
+            are those of its ``--set``, see :class:`textgym.agents.run_settings.Settings`.
         headline_metrics: The metrics to look at first, in progress lines and curves; by default the first few.
     """
 

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from textgym import make_vec
 from textgym.agents import PPO
+from textgym.agents.run_settings import Settings, load_reward
 from textgym.agents.teaching import mark_known, taught_samples
-from textgym.agents.training import Settings, Training, load_reward
+from textgym.agents.training import Training
 from textgym.errors import ConfigurationError, DataError, ModelError, RewardError, UnknownEnvironmentError
 from textgym.monitor import Monitor
 

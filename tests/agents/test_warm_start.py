@@ -5,7 +5,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from textgym import Sample, Task, TokenEnv, TokenVectorEnv
 from textgym.agents import CausalLMPolicy
-from textgym.agents.training import evaluate_policy_on
+from textgym.agents.playing import play_policy
 from textgym.agents.warm_start import demonstration_loss, demonstrations, imitate
 from textgym.errors import ConfigurationError, DataError
 
@@ -89,7 +89,7 @@ def test_the_policy_learns_to_say_what_was_demonstrated(capitals, capitals_env, 
     assert len(losses) == 40
     assert losses[-1] < 0.3 < 1 < losses[0]
     venv = TokenVectorEnv(capitals, 3, tokenizer=tokenizer, max_context=CONTEXT)
-    episodes = evaluate_policy_on(policy, venv)
+    episodes = play_policy(policy, venv)
     assert [episode.response for episode in episodes] == ["Paris", "Berlin", "Tokyo", "Rome"]
 
 

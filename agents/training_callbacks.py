@@ -1,18 +1,21 @@
-"""Model selection during PPO: evaluates on the validation split, keeps the best weights, and checkpoints."""
+"""What a training run does beside PPO: figures, evaluation, model selection, logging in a file that goes on."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import CSVOutputFormat
 from stable_baselines3.common.utils import set_random_seed
 from torch import Tensor
 
 from textgym.evaluation import Estimate
+from textgym.monitor import Monitor
 
-__all__ = ["EpisodeMetrics", "ModelSelection"]
+__all__ = ["AppendingCSV", "EpisodeMetrics", "LiveFigures", "ModelSelection"]
 
 Summary = dict[str, Estimate]
 
@@ -112,3 +115,39 @@ class ModelSelection(BaseCallback):
         agent.env.seed(int(numbers[1]))
         agent._last_obs = agent.env.reset()
         agent._last_episode_starts = np.ones(agent.n_envs, dtype=bool)
+
+
+class LiveFigures(BaseCallback):
+    """Tells the monitor how training goes."""
+
+    def __init__(self, monitor: Monitor, total: int, selection: ModelSelection) -> None:
+        super().__init__()
+        self.monitor, self.total, self.selection = monitor, total, selection
+        self.figures: dict[str, float] = {}
+
+    def _on_step(self) -> bool:
+        self.monitor.progress(min(self.num_timesteps, self.total), self.total, self.figures)
+        return True
+
+    def _on_rollout_end(self) -> None:
+        buffer = self.model.ep_info_buffer or ()  # type: ignore[union-attr]
+        if buffer:
+            self.figures["reward"] = float(np.mean([info["r"] for info in buffer]))
+        if np.isfinite(self.selection.best[0]):
+            self.figures["best"] = self.selection.best[0]
+        for name in ("rollout/kl", "train/approx_kl"):
+            value = self.logger.name_to_value.get(name)
+            if value is not None:
+                self.figures[name.partition("/")[2]] = float(value)
+
+
+class AppendingCSV(CSVOutputFormat):
+    """SB3's, which goes on in a file that is there."""
+
+    def __init__(self, filename: str) -> None:
+        path = Path(filename)
+        header = path.read_text(encoding="utf-8").partition("\n")[0] if path.is_file() else ""
+        self.file = path.open("r+" if header else "w+", encoding="utf-8")
+        self.file.seek(0, 2)
+        self.keys = header.split(",") if header else []
+        self.separator, self.quotechar = ",", '"'
