@@ -196,6 +196,9 @@ class Training:
         agent = self._make_agent()
         selection = self._model_selection(agent, total)
         agent.set_logger(self._logger(agent.num_timesteps))
+        if agent.num_timesteps:
+            for name, value in self.folder.state["ppo"]["figures"].items():  # of the last update, not yet logged
+                agent.logger.record(name, value)
         self.monitor.stage("ppo", f"PPO for {total} steps, selected on {self._n_validation} validation episodes")
         live = LiveFigures(self.monitor, total, selection)
         try:
@@ -272,7 +275,10 @@ class Training:
         if agent.num_timesteps == 0:  # starting again from the warm start is the same
             return
         self._save_agent(agent)
-        self.folder.update_state(ppo={"best": selection.best, "evaluated_at": selection.evaluated_at})
+        figures = {name: np.asarray(value).item() for name, value in agent.logger.name_to_value.items()}
+        self.folder.update_state(
+            ppo={"best": selection.best, "evaluated_at": selection.evaluated_at, "figures": figures}
+        )
 
     def _save_agent(self, agent: PPO) -> None:
         self.folder.replace(AGENT_ZIP, agent.save)

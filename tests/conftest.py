@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 import textgym
 from textgym import Episode, Sample, Task
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent / "helpers"))
 
 CORPUS = (
     "The capital of France is Paris. The capital of Germany is Berlin. The capital of Japan is Tokyo.",
