@@ -222,6 +222,7 @@ class Training:
         if saved.is_file():
             return PPO.load(saved, env=self.train, device=self.settings.device)
         options = self.settings.section("ppo")
+        options.setdefault("stats_window_size", options["n_episodes"])
         if options.pop("learning_rate_decay"):
             options["learning_rate"] = LinearDecay(options["learning_rate"])
         policy_kwargs = {
