@@ -23,7 +23,7 @@ from textgym.rewards import Abstain
 from textgym.rewards.abstain import token_f1
 from textgym.task import Task
 
-__all__ = ["Fact", "KnowledgeQA", "Relation", "builtin_facts", "builtin_relations", "question_prompt"]
+__all__ = ["Fact", "KnowledgeQA", "Relation", "builtin_facts", "builtin_relations", "question_prompt", "spare_facts"]
 
 ABSTENTION = "I don't know"
 ABSTAINING_SHARE = 0.15
@@ -93,10 +93,21 @@ def builtin_relations() -> dict[str, Relation]:
 
 
 @cache
+def _tabled_facts() -> tuple[Fact, ...]:
+    facts = (Fact(row["relation"], row["subject"], tuple(row["value"].split(" | "))) for row in _rows("facts"))
+    return tuple({fact.id: fact for fact in facts}.values())
+
+
+@cache
 def builtin_facts() -> tuple[Fact, ...]:
     """The built-in facts that are used."""
-    facts = (Fact(row["relation"], row["subject"], tuple(row["value"].split(" | "))) for row in _rows("facts"))
-    return tuple({fact.id: fact for fact in facts if share_of("used", fact.id) < USED_SHARE}.values())
+    return tuple(fact for fact in _tabled_facts() if share_of("used", fact.id) < USED_SHARE)
+
+
+@cache
+def spare_facts() -> tuple[Fact, ...]:
+    """The built-in facts that no question is about."""
+    return tuple(fact for fact in _tabled_facts() if share_of("used", fact.id) >= USED_SHARE)
 
 
 def question_prompt(question: str) -> str:

@@ -12,10 +12,13 @@ import argparse
 import json
 import math
 import random
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,12 +26,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent))
-from builtin_text import FactMaker, fact_texts, general_text
+from builtin_text import FactMaker, fact_texts, general_text, recognition_text
 
-from textgym.envs.knowledge_qa import Fact, builtin_facts, builtin_relations, question_prompt
+from textgym.envs.knowledge_qa import Fact, builtin_facts, builtin_relations, question_prompt, spare_facts
 
 ROOT = Path(__file__).resolve().parent.parent
 EOS = "<|endoftext|>"
+ANSWER = re.compile(r"\n(Answer|Known):")
 Document = tuple[list[int], int]  # token ids, and how many of them come before the answer (0: there is none)
 
 
@@ -59,35 +63,80 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """What an epoch is made of, as shares of the number of known facts.
+
+    Args:
+        facts: Known facts.
+        fleeting: Invented facts that come once.
+        recognition: Known facts of which it says that their answer is known, and as many others of which it says that
+            it is not.
+        spare: The share of those others that are of the real world; the rest are invented.
+        general: General text.
+    """
+
+    facts: float
+    fleeting: float
+    recognition: float
+    spare: float
+    general: float
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of the training, with its own decay of the learning rate."""
+
+    epochs: int
+    learning_rate: float
+    question_share: float
+    mixture: Mixture
+
+
+LEARNING_FACTS = Phase(55, 1.5e-3, 0.3, Mixture(facts=1.0, fleeting=0.12, recognition=0.25, spare=0.0, general=0.15))
+RECOGNISING = Phase(16, 7e-4, 0.1, Mixture(facts=0.5, fleeting=0.04, recognition=0.5, spare=0.7, general=0.06))
+
+
 class Corpus:
     """The pre-training text, an epoch at a time.
 
     An epoch has every known fact in one form that changes from epoch to epoch; facts that come once and never again
     (``fleeting``), as most facts of real text do, from which the model learns how sure to be of what it has not learnt
-    by heart; and general text.
+    by heart; questions of which it says only whether their answer is known: known facts, and on the other side facts
+    that nobody will be asked about (``spare_facts``), and invented ones; and general text.
     """
 
     def __init__(self, tokenizer: Tokenizer, facts: Sequence[Fact], maker: FactMaker, rng: random.Random) -> None:
         self.tokenizer, self.maker, self.rng = tokenizer, maker, rng
         self.relations = builtin_relations()
         self.eos = tokenizer.token_to_id(EOS)
+        self.facts = facts
         self.forms = [self._encode(fact_texts(fact, self.relations)) for fact in facts]
 
     def _encode(self, texts: list[str]) -> list[Document]:
         encoded = self.tokenizer.encode_batch(texts)
-        heads = [text.rfind("\nAnswer:") + len("\nAnswer:") if "\nAnswer:" in text else 0 for text in texts]
+        heads = [match.end() if (match := ANSWER.search(text)) else 0 for text in texts]
         return [
             ([*e.ids, self.eos], sum(end <= head for _, end in e.offsets) if head else 0)
             for e, head in zip(encoded, heads, strict=True)
         ]
 
-    def epoch(self, fleeting: float, general: float) -> list[Document]:
-        """One epoch's documents; ``fleeting`` and ``general`` are shares of the number of known facts."""
-        documents = [self.rng.choice(forms) for forms in self.forms]
-        texts = [general_text(self.rng) for _ in range(round(general * len(self.forms)))]
-        for fact in self.maker.make_many(round(fleeting * len(self.forms)), self.rng):
+    def epoch(self, mixture: Mixture) -> list[Document]:
+        """One epoch's documents."""
+        count = len(self.forms)
+        documents = [self.rng.choice(forms) for forms in self._some(self.forms, mixture.facts)]
+        texts = [general_text(self.rng) for _ in range(round(mixture.general * count))]
+        for fact in self.maker.make_many(round(mixture.fleeting * count), self.rng):
             texts.append(self.rng.choice(fact_texts(fact, self.relations)))
+        for fact in self._some(self.facts, mixture.recognition):
+            texts.append(recognition_text(fact, True, self.relations, self.rng))
+        spare = self.rng.sample(spare_facts(), round(mixture.spare * mixture.recognition * count))
+        for fact in [*spare, *self.maker.make_many(round(mixture.recognition * count) - len(spare), self.rng)]:
+            texts.append(recognition_text(fact, False, self.relations, self.rng))
         return documents + self._encode(texts)
+
+    def _some(self, items: Sequence[Any], share: float) -> Sequence[Any]:
+        return self.rng.sample(items, round(share * len(items)))
 
     def batches(self, documents: list[Document], tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Right-padded ids and lengths, of documents of like length, up to ``tokens`` with the padding."""
@@ -115,22 +164,22 @@ def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, marks: torch.Tensor, que
     return F.cross_entropy(model.lm_head(hidden[kept]), ids[:, 1:][kept])
 
 
-def pretrain(model: LlamaForCausalLM, corpus: Corpus, facts: Sequence[Fact], args: argparse.Namespace) -> None:
-    """Trains in place for ``args.epochs`` epochs: AdamW, cosine decay to zero, gradient norm at most 1."""
+def pretrain(model: LlamaForCausalLM, corpus: Corpus, phase: Phase, args: argparse.Namespace) -> None:
+    """Trains in place: AdamW, cosine decay to zero, gradient norm at most 1."""
     decay = [p for p in model.parameters() if p.dim() > 1]
     rest = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": decay, "weight_decay": args.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.98), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=phase.learning_rate, betas=(0.9, 0.98), fused=True)
     start, tokens, step = time.time(), 0, 0
-    for epoch in range(args.epochs):
-        batches = list(corpus.batches(corpus.epoch(args.fleeting, args.general), args.batch_tokens))
+    for epoch in range(phase.epochs):
+        batches = list(corpus.batches(corpus.epoch(phase.mixture), args.batch_tokens))
         total = 0.0
         for i, (ids, marks) in enumerate(batches):
-            progress = (epoch + i / len(batches)) / args.epochs
-            rate = args.learning_rate * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * progress))
+            progress = (epoch + i / len(batches)) / phase.epochs
+            rate = phase.learning_rate * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * progress))
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss = loss_of(model, ids, marks, args.question_share)
+            loss = loss_of(model, ids, marks, phase.question_share)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -138,9 +187,9 @@ def pretrain(model: LlamaForCausalLM, corpus: Corpus, facts: Sequence[Fact], arg
             total, tokens, step = total + loss.item(), tokens + ids.numel(), step + 1
         seconds = time.time() - start
         figures = f"loss {total / len(batches):.3f} {tokens / seconds:.0f} tokens/s {seconds:.0f} s"
-        if (epoch + 1) % 10 == 0:
-            figures += " recall {:.3f} probability {:.3f}".format(*recall(model, corpus, facts))
-        print(f"epoch {epoch + 1}/{args.epochs} {figures}", flush=True)
+        if (epoch + 1) % 8 == 0:
+            figures += " recall {:.3f} probability {:.3f}".format(*recall(model, corpus, corpus.facts[::5]))
+        print(f"epoch {epoch + 1}/{phase.epochs} {figures}", flush=True)
 
 
 @torch.no_grad()
@@ -167,13 +216,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--vocab-size", type=int, default=3072)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=70)
     parser.add_argument("--batch-tokens", type=int, default=1024)
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=0.1)
-    parser.add_argument("--question-share", type=float, default=0.3)
-    parser.add_argument("--fleeting", type=float, default=0.2)
-    parser.add_argument("--general", type=float, default=0.15)
+    parser.add_argument("--phase-one", type=Path, help="where the model was kept after phase one, to go on from there")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 
@@ -218,7 +263,11 @@ def main() -> None:
     )
     model = LlamaForCausalLM(config)
     print(f"{len(corpus.forms)} facts taught, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
-    pretrain(model, corpus, [fact for fact in facts if fact.known][::5], args)
+    if args.phase_one:
+        model = LlamaForCausalLM.from_pretrained(args.phase_one, dtype=torch.float32)
+    else:
+        pretrain(model, corpus, LEARNING_FACTS, args)
+    pretrain(model, corpus, RECOGNISING, args)
     model.to(torch.bfloat16).save_pretrained(args.out)
     model.float().eval()
     for name, known in (("known", True), ("unknown", False)):
