@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.utils import get_device
+from torch import nn
 from transformers import AutoConfig
 
 import textgym
@@ -24,7 +26,7 @@ from textgym.setting import MAX_CONTEXT
 from textgym.task import Task
 from textgym.vector_env import TokenVectorEnv
 
-__all__ = ["DEFAULTS", "LinearDecay", "Settings", "load_policy", "load_reward", "make_env"]
+__all__ = ["DEFAULTS", "LinearDecay", "Settings", "freeze", "load_policy", "load_reward", "make_env"]
 
 DEFAULTS: dict[str, Any] = {
     "total_timesteps": 100_000,
@@ -43,6 +45,7 @@ DEFAULTS: dict[str, Any] = {
     "ppo.n_epochs": 2,
     "ppo.learning_rate": 1e-5,
     "ppo.learning_rate_decay": True,
+    "ppo.freeze": "",
     "ppo.gamma": 1.0,
     "ppo.kl_coef": 0.05,
     "validation.evaluations": 20,
@@ -70,8 +73,9 @@ class Settings:
         options: By ``"section.name"``: ``total_timesteps``; ``env.``: arguments of the environment; ``teach.``: of the
             teaching; ``warm_start.``: of :func:`~textgym.agents.warm_start.imitate`; ``ppo.``: of
             :class:`~textgym.agents.PPO`; ``policy.``: of :class:`~textgym.agents.CausalLMPolicy`; ``validation.``:
-            of the model selection. What is left out comes from the task's recipe, where the model is the built-in one,
-            and from ``DEFAULTS``.
+            of the model selection. ``ppo.freeze`` is a regular expression: the language model's parameters in whose
+            names it is found keep their values in PPO. What is left out comes from the task's recipe, where the model
+            is the built-in one, and from ``DEFAULTS``.
     """
 
     env: str
@@ -177,6 +181,25 @@ def load_policy(settings: Settings, venv: TokenVectorEnv, saved: Path | None = N
     )
     policy.tokenizer = venv.tokenizer
     return policy.to(get_device(settings.device))
+
+
+def freeze(model: nn.Module, pattern: str) -> None:
+    """Keeps training from changing the parameters in whose name the regular expression is found.
+
+    Raises:
+        ConfigurationError: It is found in none or in all of them, or is no regular expression.
+    """
+    if not pattern:
+        return
+    try:
+        frozen = [parameter for name, parameter in model.named_parameters() if re.search(pattern, name)]
+    except re.error as error:
+        raise ConfigurationError(f"ppo.freeze={pattern!r} is no regular expression: {error}.") from error
+    if not 0 < len(frozen) < sum(1 for _ in model.parameters()):
+        names = ", ".join(name for name, _ in list(model.named_parameters())[:4])
+        raise ConfigurationError(f"ppo.freeze={pattern!r} freezes {len(frozen)} parameters; they are {names} ...")
+    for parameter in frozen:
+        parameter.requires_grad_(False)
 
 
 def load_reward(name: str) -> Any:

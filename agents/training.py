@@ -18,7 +18,7 @@ from stable_baselines3.common.utils import set_random_seed
 from textgym.agents.playing import play_policy
 from textgym.agents.policies import CausalLMPolicy
 from textgym.agents.ppo import PPO
-from textgym.agents.run_settings import LinearDecay, Settings, load_policy, make_env
+from textgym.agents.run_settings import LinearDecay, Settings, freeze, load_policy, make_env
 from textgym.agents.teaching import mark_known, probe, taught_samples
 from textgym.agents.training_callbacks import AppendingCSV, EpisodeMetrics, LiveFigures, ModelSelection
 from textgym.agents.warm_start import demonstrations, imitate
@@ -194,6 +194,7 @@ class Training:
     def _train(self) -> None:
         total = int(self.settings.options["total_timesteps"])
         agent = self._make_agent()
+        freeze(agent.policy.model, self.settings.options["ppo.freeze"])  # type: ignore[arg-type]
         selection = self._model_selection(agent, total)
         agent.set_logger(self._logger(agent.num_timesteps))
         if agent.num_timesteps:
@@ -223,6 +224,7 @@ class Training:
             return PPO.load(saved, env=self.train, device=self.settings.device)
         options = self.settings.section("ppo")
         options.setdefault("stats_window_size", options["n_episodes"])
+        options.pop("freeze")
         if options.pop("learning_rate_decay"):
             options["learning_rate"] = LinearDecay(options["learning_rate"])
         policy_kwargs = {

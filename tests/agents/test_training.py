@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from textgym import make_vec
 from textgym.agents import PPO
-from textgym.agents.run_settings import Settings, load_reward
+from textgym.agents.run_settings import Settings, freeze, load_reward
 from textgym.agents.teaching import mark_known, taught_samples
 from textgym.agents.training import Training
 from textgym.errors import ConfigurationError, DataError, ModelError, RewardError, UnknownEnvironmentError
@@ -197,6 +197,20 @@ def test_the_recipe_of_a_task_is_for_the_built_in_model(model):
     built_in = Settings("x", options={"total_timesteps": 8}).complete(Cooked()).options
     assert (built_in["ppo.learning_rate"], built_in["total_timesteps"]) == (0.5, 8)
     assert Settings("x", model=model).complete(Cooked()).options["ppo.learning_rate"] == 1e-5
+
+
+def test_frozen_parameters_keep_their_values(model, tmp_path):
+    path = tmp_path / "run"
+    training = Training.start(settings_of(model, **{"ppo.freeze": "embed"}), path)
+    before = {name: parameter.clone() for name, parameter in training.policy.model.named_parameters()}
+    freeze(training.policy.model, "embed")
+    training.policy.model(torch.ones(1, 3, dtype=torch.long)).logits.sum().backward()
+    assert [name for name, p in training.policy.model.named_parameters() if p.grad is None] == [
+        name for name in before if "embed" in name
+    ]
+    for pattern, message in (("lm_", "freezes 0 parameters"), (".", "freezes"), ("(", "no regular expression")):
+        with pytest.raises(ConfigurationError, match=message):
+            freeze(training.policy.model, pattern)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ OPTIONS = {
     "ppo.n_episodes": 8,
     "ppo.learning_rate": 1e-3,
     "ppo.learning_rate_decay": True,
+    "ppo.freeze": "embed",
     "validation.evaluations": 2,
     "test.examples": 3,
 }
