@@ -25,6 +25,7 @@ exec "${TEXTGYM:-textgym}" train textgym/KnowledgeQA-v0 --data "$data" \
   --set env.max_context=96 \
   --set teach.epochs=20 --set teach.learning_rate=1e-3 \
   --set warm_start.epochs=3 --set warm_start.learning_rate=3e-4 \
-  --set ppo.learning_rate=3e-4 --set ppo.batch_size=1024 --set ppo.n_epochs=3 --set ppo.kl_coef=0.02 \
+  --set ppo.learning_rate=2e-4 --set ppo.batch_size=1024 --set ppo.n_episodes=512 --set ppo.kl_coef=0.0 \
+  --set "ppo.freeze=embed|layers.0\." --set policy.temperature=0.7 \
   --total-timesteps 100000 \
   "$@"
