@@ -15,6 +15,8 @@ from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
+from typing import Any
 
 from textgym.data import Source, load_samples
 from textgym.episode import Episode, Sample
@@ -128,6 +130,23 @@ class KnowledgeQA(Task):
     reward = Abstain()
     stop = ("\n",)
     max_new_tokens = 16
+    recipe: Mapping[str, Any] = MappingProxyType(
+        {
+            "total_timesteps": 110_000,
+            "warm_start.epochs": 2,
+            "warm_start.batch_size": 32,
+            "warm_start.learning_rate": 2e-4,
+            "policy.temperature": 0.7,
+            "ppo.n_episodes": 256,
+            "ppo.batch_size": 320,
+            "ppo.n_epochs": 2,
+            "ppo.learning_rate": 2e-4,
+            "ppo.freeze": r"embed_tokens|layers\.0\.",
+            "ppo.learning_rate_decay": False,
+            "ppo.kl_coef": 0.02,
+            "validation.evaluations": 12,
+        }
+    )
     headline_metrics = (
         "accuracy/known",
         "hallucination_rate/unknown",
