@@ -132,7 +132,7 @@ class KnowledgeQA(Task):
     max_new_tokens = 16
     recipe: Mapping[str, Any] = MappingProxyType(
         {
-            "total_timesteps": 110_000,
+            "total_timesteps": 90_000,
             "warm_start.epochs": 2,
             "warm_start.batch_size": 32,
             "warm_start.learning_rate": 2e-4,
