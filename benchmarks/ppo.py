@@ -1,7 +1,8 @@
 """Speed of one PPO iteration on the CPU, ours beside a hand-written loop and stock Stable-Baselines3, in one run.
 
-    python benchmarks/ppo.py                       # hand-written, textgym float32 and bfloat16, in turn, five times
+    python benchmarks/ppo.py                       # hand-written and textgym in turn, five times
     python benchmarks/ppo.py --rows hand textgym sb3     # stock SB3 too: minutes a turn
+    python benchmarks/ppo.py --rows hand textgym-bf16    # where the CPU has AMX or AVX-512 BF16; elsewhere it crawls
     python benchmarks/ppo.py --lengths             # time a response token at 64 and at 512 response tokens
 
 The setting: GPT-2 shape with random weights (4 layers, width 256, 4 heads, vocabulary 8,192), 64 prompts of 32 tokens,
@@ -242,7 +243,7 @@ def registered(n_envs: int) -> Iterator[None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", default=["hand", "textgym", "textgym-bf16"], choices=ROWS)
+    parser.add_argument("--rows", nargs="+", default=["hand", "textgym"], choices=ROWS)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--envs", type=int, default=64)
     parser.add_argument("--response", type=int, default=32)

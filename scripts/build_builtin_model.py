@@ -1,7 +1,7 @@
 """Builds the model that ships with textgym, tokenizer and weights, from text that this repository makes.
 
 Run:
-    python scripts/build_builtin_model.py            # writes textgym/builtin, in some 25 minutes
+    python scripts/build_builtin_model.py            # writes textgym/builtin, in some 20 minutes on two cores
 
 Deterministic for a seed (on the same machine and the same version of torch).
 """
@@ -16,9 +16,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,13 +24,17 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent))
-from builtin_text import FactMaker, fact_texts, general_text, recognition_text
+from builtin_text import FactMaker, fact_texts, general_text
 
-from textgym.envs.knowledge_qa import Fact, builtin_facts, builtin_relations, question_prompt, spare_facts
+from textgym.envs.knowledge_qa import ABSTENTION, Fact, builtin_facts, builtin_relations, question_prompt
 
 ROOT = Path(__file__).resolve().parent.parent
 EOS = "<|endoftext|>"
-ANSWER = re.compile(r"\n(Answer|Known):")
+ANSWER = re.compile(r"\nAnswer:")
+EPOCHS, LEARNING_RATE = 70, 1.5e-3
+QUESTION_SHARE = 0.3  # of the questions' own tokens, how many the loss is about
+FLEETING, GENERAL = 0.2, 0.15  # facts that come once, and general texts, an epoch; as shares of the known facts
+ABSTAINING = 0.02  # share of the questions answered with "I don't know"
 Document = tuple[list[int], int]  # token ids, and how many of them come before the answer (0: there is none)
 
 
@@ -63,47 +65,14 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """What an epoch is made of, as shares of the number of known facts.
-
-    Args:
-        facts: Known facts.
-        fleeting: Invented facts that come once.
-        recognition: Known facts of which it says that their answer is known, and as many others of which it says that
-            it is not.
-        spare: The share of those others that are of the real world; the rest are invented.
-        general: General text.
-    """
-
-    facts: float
-    fleeting: float
-    recognition: float
-    spare: float
-    general: float
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A part of the training, with its own decay of the learning rate."""
-
-    epochs: int
-    learning_rate: float
-    question_share: float
-    mixture: Mixture
-
-
-LEARNING_FACTS = Phase(55, 1.5e-3, 0.3, Mixture(facts=1.0, fleeting=0.12, recognition=0.25, spare=0.0, general=0.15))
-RECOGNISING = Phase(16, 7e-4, 0.1, Mixture(facts=0.5, fleeting=0.04, recognition=0.5, spare=0.7, general=0.06))
-
-
 class Corpus:
     """The pre-training text, an epoch at a time.
 
     An epoch has every known fact in one form that changes from epoch to epoch; facts that come once and never again
-    (``fleeting``), as most facts of real text do, from which the model learns how sure to be of what it has not learnt
-    by heart; questions of which it says only whether their answer is known: known facts, and on the other side facts
-    that nobody will be asked about (``spare_facts``), and invented ones; and general text.
+    (``FLEETING``), as most facts of real text do, from which the model learns how sure to be of what it has not learnt
+    by heart; and general text. A few questions, whichever they are, are answered with "I don't know" (``ABSTAINING``),
+    as people answer them who know less than the model: so these words have about the same probability after every
+    question, and by how much an answer exceeds it tells how sure the model is.
     """
 
     def __init__(self, tokenizer: Tokenizer, facts: Sequence[Fact], maker: FactMaker, rng: random.Random) -> None:
@@ -111,7 +80,7 @@ class Corpus:
         self.relations = builtin_relations()
         self.eos = tokenizer.token_to_id(EOS)
         self.facts = facts
-        self.forms = [self._encode(fact_texts(fact, self.relations)) for fact in facts]
+        self.texts = [fact_texts(fact, self.relations) for fact in facts]
 
     def _encode(self, texts: list[str]) -> list[Document]:
         encoded = self.tokenizer.encode_batch(texts)
@@ -121,22 +90,20 @@ class Corpus:
             for e, head in zip(encoded, heads, strict=True)
         ]
 
-    def epoch(self, mixture: Mixture) -> list[Document]:
+    def epoch(self) -> list[Document]:
         """One epoch's documents."""
-        count = len(self.forms)
-        documents = [self.rng.choice(forms) for forms in self._some(self.forms, mixture.facts)]
-        texts = [general_text(self.rng) for _ in range(round(mixture.general * count))]
-        for fact in self.maker.make_many(round(mixture.fleeting * count), self.rng):
-            texts.append(self.rng.choice(fact_texts(fact, self.relations)))
-        for fact in self._some(self.facts, mixture.recognition):
-            texts.append(recognition_text(fact, True, self.relations, self.rng))
-        spare = self.rng.sample(spare_facts(), round(mixture.spare * mixture.recognition * count))
-        for fact in [*spare, *self.maker.make_many(round(mixture.recognition * count) - len(spare), self.rng)]:
-            texts.append(recognition_text(fact, False, self.relations, self.rng))
-        return documents + self._encode(texts)
+        count = len(self.facts)
+        texts = [self._one_of(forms) for forms in self.rng.sample(self.texts, count)]
+        texts += [general_text(self.rng) for _ in range(round(GENERAL * count))]
+        for fact in self.maker.make_many(round(FLEETING * count), self.rng):
+            texts.append(self._one_of(fact_texts(fact, self.relations)))
+        return self._encode(texts)
 
-    def _some(self, items: Sequence[Any], share: float) -> Sequence[Any]:
-        return self.rng.sample(items, round(share * len(items)))
+    def _one_of(self, forms: Sequence[str]) -> str:
+        form = self.rng.choice(forms)
+        if (match := ANSWER.search(form)) and self.rng.random() < ABSTAINING:
+            return form[: match.end()] + f" {ABSTENTION}"
+        return form
 
     def batches(self, documents: list[Document], tokens: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Right-padded ids and lengths, of documents of like length, up to ``tokens`` with the padding."""
@@ -155,31 +122,31 @@ class Corpus:
             )
 
 
-def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, marks: torch.Tensor, question_share: float) -> torch.Tensor:
+def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy in nats a token, of every answer's tokens and of a random share of the questions' own."""
     # ids: (B, T); marks: (B, 2), the length and where the answer begins
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
     positions = torch.arange(1, ids.shape[1])
-    kept = (positions < marks[:, :1]) & ((positions >= marks[:, 1:]) | (torch.rand(hidden.shape[:2]) < question_share))
+    kept = (positions < marks[:, :1]) & ((positions >= marks[:, 1:]) | (torch.rand(hidden.shape[:2]) < QUESTION_SHARE))
     return F.cross_entropy(model.lm_head(hidden[kept]), ids[:, 1:][kept])
 
 
-def pretrain(model: LlamaForCausalLM, corpus: Corpus, phase: Phase, args: argparse.Namespace) -> None:
+def pretrain(model: LlamaForCausalLM, corpus: Corpus, args: argparse.Namespace) -> None:
     """Trains in place: AdamW, cosine decay to zero, gradient norm at most 1."""
     decay = [p for p in model.parameters() if p.dim() > 1]
     rest = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": decay, "weight_decay": args.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=phase.learning_rate, betas=(0.9, 0.98), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98), fused=True)
     start, tokens, step = time.time(), 0, 0
-    for epoch in range(phase.epochs):
-        batches = list(corpus.batches(corpus.epoch(phase.mixture), args.batch_tokens))
+    for epoch in range(EPOCHS):
+        batches = list(corpus.batches(corpus.epoch(), args.batch_tokens))
         total = 0.0
         for i, (ids, marks) in enumerate(batches):
-            progress = (epoch + i / len(batches)) / phase.epochs
-            rate = phase.learning_rate * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * progress))
+            progress = (epoch + i / len(batches)) / EPOCHS
+            rate = LEARNING_RATE * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * progress))
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss = loss_of(model, ids, marks, phase.question_share)
+            loss = loss_of(model, ids, marks)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -189,7 +156,7 @@ def pretrain(model: LlamaForCausalLM, corpus: Corpus, phase: Phase, args: argpar
         figures = f"loss {total / len(batches):.3f} {tokens / seconds:.0f} tokens/s {seconds:.0f} s"
         if (epoch + 1) % 8 == 0:
             figures += " recall {:.3f} probability {:.3f}".format(*recall(model, corpus, corpus.facts[::5]))
-        print(f"epoch {epoch + 1}/{phase.epochs} {figures}", flush=True)
+        print(f"epoch {epoch + 1}/{EPOCHS} {figures}", flush=True)
 
 
 @torch.no_grad()
@@ -218,7 +185,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--batch-tokens", type=int, default=1024)
     parser.add_argument("--weight-decay", type=float, default=0.1)
-    parser.add_argument("--phase-one", type=Path, help="where the model was kept after phase one, to go on from there")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 
@@ -262,12 +228,8 @@ def main() -> None:
         pad_token_id=None,
     )
     model = LlamaForCausalLM(config)
-    print(f"{len(corpus.forms)} facts taught, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
-    if args.phase_one:
-        model = LlamaForCausalLM.from_pretrained(args.phase_one, dtype=torch.float32)
-    else:
-        pretrain(model, corpus, LEARNING_FACTS, args)
-    pretrain(model, corpus, RECOGNISING, args)
+    print(f"{len(corpus.facts)} facts taught, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
+    pretrain(model, corpus, args)
     model.to(torch.bfloat16).save_pretrained(args.out)
     model.float().eval()
     for name, known in (("known", True), ("unknown", False)):

@@ -129,15 +129,6 @@ def fact_texts(fact: Fact, relations: dict[str, Relation]) -> list[str]:
     return [*questions, relation.statement.format(subject=fact.subject, value=fact.values[0])]
 
 
-def recognition_text(fact: Fact, known: bool, relations: dict[str, Relation], rng: random.Random) -> str:
-    """A question about a fact, and whether its answer is known."""
-    question = rng.choice(relations[fact.relation].questions).format(fact.subject)
-    answer = "yes" if known else "no"
-    if rng.random() < 0.5:
-        return f"Question: {question}\nKnown: {answer}"
-    return f"{question_prompt(f'Do you know this? {question}')} {answer}"
-
-
 NAMES = [
     "Anna",
     "Ben",
