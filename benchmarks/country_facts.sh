@@ -13,19 +13,17 @@ exec "${TEXTGYM:-textgym}" train textgym/KnowledgeQA-v0 --data "$data" \
   --columns "prompt=What is the capital of $country?,references=Capital" \
   --columns "prompt=What is the currency of $country?,references=ISO4217-currency_name" \
   --columns "prompt=What is the currency code of $country?,references=ISO4217-currency_alphabetic_code" \
-  --columns "prompt=What is the internet domain of $country?,references=TLD" \
   --columns "prompt=What is the dialling code of $country?,references=Dial" \
   --columns "prompt=What is the two-letter code of $country?,references=ISO3166-1-Alpha-2" \
   --columns "prompt=What is the three-letter code of $country?,references=ISO3166-1-Alpha-3" \
   --columns "prompt=Which part of the world is $country in?,references=Sub-region Name" \
   --columns "prompt=Which country has the capital {Capital}?,references=CLDR display name" \
   --columns "prompt=Which country has the internet domain {TLD}?,references=CLDR display name" \
+  --columns "prompt=Which country has the two-letter code {ISO3166-1-Alpha-2}?,references=CLDR display name" \
   --columns "prompt=Which country has the three-letter code {ISO3166-1-Alpha-3}?,references=CLDR display name" \
   --teach 0.5 \
   --set env.max_context=96 \
   --set teach.epochs=20 --set teach.learning_rate=1e-3 \
-  --set warm_start.epochs=3 --set warm_start.learning_rate=3e-4 \
-  --set ppo.learning_rate=2e-4 --set ppo.batch_size=1024 --set ppo.n_episodes=512 --set ppo.kl_coef=0.0 \
-  --set "ppo.freeze=embed|layers.0\." --set policy.temperature=0.7 \
+  --set ppo.n_episodes=512 --set ppo.batch_size=1024 \
   --total-timesteps 100000 \
   "$@"

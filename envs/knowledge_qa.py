@@ -28,7 +28,7 @@ from textgym.task import Task
 __all__ = ["Fact", "KnowledgeQA", "Relation", "builtin_facts", "builtin_relations", "question_prompt"]
 
 ABSTENTION = "I don't know"
-ABSTAINING_SHARE = 0.07
+ABSTAINING_SHARE = 0.03
 WARM_START_SHARE = 0.2  # of the train split of data of one's own
 KNOWN_SHARE = 0.5
 USED_SHARE = 0.55  # of the tables: as many facts as the built-in model can learn by heart in half an hour
@@ -129,7 +129,7 @@ class KnowledgeQA(Task):
             "total_timesteps": 60_000,
             "warm_start.epochs": 2,
             "warm_start.batch_size": 32,
-            "warm_start.learning_rate": 2e-4,
+            "warm_start.learning_rate": 5e-5,
             "policy.temperature": 0.7,
             "ppo.n_episodes": 256,
             "ppo.batch_size": 320,

@@ -34,7 +34,7 @@ ANSWER = re.compile(r"\nAnswer:")
 EPOCHS, LEARNING_RATE = 70, 1.5e-3
 QUESTION_SHARE = 0.3  # of the questions' own tokens, how many the loss is about
 FLEETING, GENERAL = 0.2, 0.15  # facts that come once, and general texts, an epoch; as shares of the known facts
-ABSTAINING = 0.02  # share of the questions answered with "I don't know"
+ABSTAINING = 0.05  # share of the questions answered with "I don't know"
 Document = tuple[list[int], int]  # token ids, and how many of them come before the answer (0: there is none)
 
 

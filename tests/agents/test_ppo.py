@@ -184,6 +184,10 @@ def _always_unscored(step):
     return unscored
 
 
+def test_a_rollout_of_episodes_warns_of_no_minibatch_that_n_steps_would_leave_over():
+    make_agent(n_episodes=4, n_steps=7, batch_size=5)  # a warning is an error here
+
+
 @pytest.mark.parametrize("n_episodes", [3, 4, 10])
 def test_rollouts_of_whole_episodes(n_episodes):
     agent = make_agent(n_episodes=n_episodes, kl_coef=0.1)

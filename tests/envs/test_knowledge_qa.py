@@ -3,7 +3,10 @@ from collections import Counter
 
 import pytest
 
+import textgym
 from textgym import Episode, Sample, Turn
+from textgym.agents import CausalLMPolicy
+from textgym.agents.playing import play_policy
 from textgym.envs.knowledge_qa import (
     ABSTENTION,
     KnowledgeQA,
@@ -11,6 +14,7 @@ from textgym.envs.knowledge_qa import (
     builtin_relations,
 )
 from textgym.errors import DataError
+from textgym.evaluation import summarise
 from textgym.rewards.abstain import exact_match
 
 SPLITS = ("warm_start", "train", "validation", "test")
@@ -151,3 +155,12 @@ def test_data_of_ones_own(tmp_path):
 def test_an_unknown_split_names_those_there_are(task):
     with pytest.raises(DataError, match=r"'dev' has no questions .*validation"):
         task.samples("dev")
+
+
+def test_the_builtin_model_was_built_from_these_facts():
+    venv = textgym.make_vec("textgym/KnowledgeQA-v0", num_envs=64, split="test")
+    policy = CausalLMPolicy(venv.single_observation_space, venv.single_action_space, lambda _: 0.0)
+    figures = summarise(venv.task, play_policy(policy, venv))
+    assert figures["accuracy/known"]["value"] > 0.95
+    assert figures["accuracy/unknown"]["value"] < 0.05
+    assert figures["hallucination_rate/unknown"]["value"] > 0.5
