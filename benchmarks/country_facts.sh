@@ -24,6 +24,6 @@ exec "${TEXTGYM:-textgym}" train textgym/KnowledgeQA-v0 --data "$data" \
   --teach 0.5 \
   --set env.max_context=96 \
   --set teach.epochs=20 --set teach.learning_rate=1e-3 \
-  --set ppo.n_episodes=512 --set ppo.batch_size=1024 \
-  --total-timesteps 100000 \
+  --set ppo.learning_rate=3e-4 \
+  --total-timesteps 60000 \
   "$@"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -95,6 +96,15 @@ class Guess(Task):
         if episode.sample.meta["number"] in episode.response or len(episode.responses) >= 3:
             return None
         return f"No. Here is a hint: {rng.integers(1000)}"
+
+
+@pytest.fixture(autouse=True)
+def clean_registry() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    before = dict(gym.registry)
+    yield
+    gym.registry.clear()
+    gym.registry.update(before)
 
 
 @pytest.fixture

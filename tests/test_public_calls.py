@@ -33,8 +33,6 @@ def capitals():
         max_new_tokens=8,
         max_context=64,
     )
-    yield
-    del gym.registry["demo/Capitals-v0"]
 
 
 @pytest.fixture

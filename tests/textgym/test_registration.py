@@ -12,14 +12,6 @@ from textgym import Sample, Task, TextEnv, TokenEnv, TokenVectorEnv
 from textgym.errors import ConfigurationError, DataError, UnknownEnvironmentError
 
 
-@pytest.fixture(autouse=True)
-def clean_registry():
-    before = dict(gym.registry)
-    yield
-    gym.registry.clear()
-    gym.registry.update(before)
-
-
 def test_the_calls_of_the_readme(tokenizer):
     class Capitals(Task):
         def samples(self, split):
