@@ -24,6 +24,7 @@ exec "${TEXTGYM:-textgym}" train textgym/KnowledgeQA-v0 --data "$data" \
   --teach 0.5 \
   --set env.max_context=96 \
   --set teach.epochs=20 --set teach.learning_rate=1e-3 \
-  --set ppo.learning_rate=3e-4 \
+  --set ppo.n_episodes=256 --set ppo.batch_size=320 \
+  --set 'policy.optimizer_kwargs={"eps": 1e-5}' --set ppo.learning_rate=3e-4 \
   --total-timesteps 60000 \
   "$@"

@@ -28,7 +28,7 @@ from textgym.task import Task
 __all__ = ["Fact", "KnowledgeQA", "Relation", "builtin_facts", "builtin_relations", "question_prompt"]
 
 ABSTENTION = "I don't know"
-ABSTAINING_SHARE = 0.03  # of the warm start's answers
+ABSTAINING_SHARE = 0.06  # of the warm start's answers
 LESSONS_ABSTAINING_SHARE = 0.1
 WARM_START_SHARE = 0.2  # of the train split of data of one's own
 KNOWN_SHARE = 0.5
@@ -132,10 +132,11 @@ class KnowledgeQA(Task):
             "warm_start.batch_size": 32,
             "warm_start.learning_rate": 5e-5,
             "policy.temperature": 0.7,
-            "ppo.n_episodes": 256,
-            "ppo.batch_size": 320,
+            "policy.optimizer_kwargs": {"eps": 3e-3, "fused": True},
+            "ppo.n_episodes": 1024,
+            "ppo.batch_size": 1280,
             "ppo.n_epochs": 2,
-            "ppo.learning_rate": 1e-4,
+            "ppo.learning_rate": 7e-3,
             "ppo.freeze": r"embed_tokens|layers\.0\.",
             "ppo.kl_coef": 0.02,
             "validation.evaluations": 10,

@@ -34,7 +34,8 @@ ANSWER = re.compile(r"\nAnswer:")
 EPOCHS, LEARNING_RATE = 70, 1.5e-3
 QUESTION_SHARE = 0.3  # of the questions' own tokens, how many the loss is about
 FLEETING, GENERAL = 0.2, 0.15  # facts that come once, and general texts, an epoch; as shares of the known facts
-ABSTAINING = 0.05  # share of the questions answered with "I don't know"
+ABSTAINING = 0.01  # share of the questions answered with "I don't know"
+SMOOTHING = 0.04  # of the target at every answer's first token, how much goes to the "I" of "I don't know"
 Document = tuple[list[int], int]  # token ids, and how many of them come before the answer (0: there is none)
 
 
@@ -71,14 +72,14 @@ class Corpus:
     An epoch has every known fact in one form that changes from epoch to epoch; facts that come once and never again
     (``FLEETING``), as most facts of real text do, from which the model learns how sure to be of what it has not learnt
     by heart; and general text. A few questions, whichever they are, are answered with "I don't know" (``ABSTAINING``),
-    as people answer them who know less than the model: so these words have about the same probability after every
-    question, and by how much an answer exceeds it tells how sure the model is.
+    as people answer them who know less than the model.
     """
 
     def __init__(self, tokenizer: Tokenizer, facts: Sequence[Fact], maker: FactMaker, rng: random.Random) -> None:
         self.tokenizer, self.maker, self.rng = tokenizer, maker, rng
         self.relations = builtin_relations()
         self.eos = tokenizer.token_to_id(EOS)
+        self.abstention = tokenizer.encode(f" {ABSTENTION}").ids[0]
         self.facts = facts
         self.texts = [fact_texts(fact, self.relations) for fact in facts]
 
@@ -122,13 +123,20 @@ class Corpus:
             )
 
 
-def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, marks: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy in nats a token, of every answer's tokens and of a random share of the questions' own."""
+def loss_of(model: LlamaForCausalLM, ids: torch.Tensor, marks: torch.Tensor, abstention: int) -> torch.Tensor:
+    """Mean cross-entropy in nats a token, of every answer's tokens and of a random share of the questions' own.
+
+    The target at an answer's first token is smoothed towards ``abstention``, the first token of "I don't know": so it
+    has the same probability after every question, and by how much an answer exceeds it tells how sure the model is.
+    """
     # ids: (B, T); marks: (B, 2), the length and where the answer begins
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
     positions = torch.arange(1, ids.shape[1])
     kept = (positions < marks[:, :1]) & ((positions >= marks[:, 1:]) | (torch.rand(hidden.shape[:2]) < QUESTION_SHARE))
-    return F.cross_entropy(model.lm_head(hidden[kept]), ids[:, 1:][kept])
+    log_probs = model.lm_head(hidden[kept]).log_softmax(-1)
+    loss = F.nll_loss(log_probs, ids[:, 1:][kept], reduction="none")
+    smoothing = SMOOTHING * (positions == marks[:, 1:])[kept]
+    return ((1 - smoothing) * loss - smoothing * log_probs[:, abstention]).mean()
 
 
 def pretrain(model: LlamaForCausalLM, corpus: Corpus, args: argparse.Namespace) -> None:
@@ -146,7 +154,7 @@ def pretrain(model: LlamaForCausalLM, corpus: Corpus, args: argparse.Namespace) 
             rate = LEARNING_RATE * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * progress))
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss = loss_of(model, ids, marks)
+            loss = loss_of(model, ids, marks, corpus.abstention)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()

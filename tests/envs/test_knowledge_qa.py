@@ -83,7 +83,7 @@ def test_words_of_the_questions_do_not_tell_known_from_unknown(task):
     assert roc_auc_score([sample.meta["known"] for sample in test], scores) <= 0.6
 
 
-@pytest.mark.parametrize(("method", "share"), [("demonstration", 0.03), ("lesson", 0.1)])
+@pytest.mark.parametrize(("method", "share"), [("demonstration", 0.06), ("lesson", 0.1)])
 def test_demonstrations_and_lessons_answer_or_abstain_whatever_is_known(task, method, share):
     answer = getattr(task, method)
     samples = [sample for split in ("warm_start", "train") for sample in task.samples(split)]
