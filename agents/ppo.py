@@ -7,7 +7,7 @@ import pathlib
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
 import gymnasium as gym
@@ -109,7 +109,9 @@ class PPO(stable_baselines3.PPO):
         self.kl_coef, self.kl_estimator = kl_coef, kl_estimator
         self.ref_model, self.n_episodes = ref_model, n_episodes
         self.reference: CausalLM | None = None
-        with _no_warning_about_n_steps() if n_episodes is not None else nullcontext():
+        with warnings.catch_warnings():
+            if n_episodes is not None:  # then n_steps, which SB3 wants the minibatches to divide, counts for nothing
+                warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
             super().__init__(
                 policy,
                 env,  # type: ignore[arg-type]
@@ -324,14 +326,6 @@ class PPO(stable_baselines3.PPO):
         """
         _check_zip(path)
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)  # type: ignore[arg-type]
-
-
-@contextmanager
-def _no_warning_about_n_steps() -> Iterator[None]:
-    """SB3 warns of minibatches that do not divide a rollout of ``n_steps``, which counts for nothing here."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
-        yield
 
 
 class _UntilEpisodes:

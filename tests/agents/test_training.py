@@ -229,9 +229,9 @@ def test_a_wrong_setting_is_named(model, tmp_path, options, message):
 
 
 def test_what_cannot_be_made_leaves_no_folder(model, tmp_path, tokenizer):
-    tokenizer.save_pretrained(tmp_path / "empty")
-    with pytest.raises(ModelError, match=r"(there is no|cannot load the) model .*empty"):  # by transformers' version
-        Training.start(settings_of(str(tmp_path / "empty")), tmp_path / "run")
+    tokenizer.save_pretrained(tmp_path / "words")  # not "empty": transformers 4 finds "mpt" in it, and guesses MPT
+    with pytest.raises(ModelError, match="there is no model"):
+        Training.start(settings_of(str(tmp_path / "words")), tmp_path / "run")
     with pytest.raises(UnknownEnvironmentError, match="Did you mean"):
         Training.start(Settings("tests/Sum-v0", model=model), tmp_path / "run")
     rows = [{"q": f"{i}+1=", "a": str(i + 1), "split": ("train", "test")[i % 2]} for i in range(8)]
