@@ -15,7 +15,6 @@ import json
 import time
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import numpy as np
 import torch
@@ -77,19 +76,15 @@ def oracle(folder: Path) -> dict[str, float]:
     return figures
 
 
-def run(seed: int, folder: Path, options: dict[str, Any]) -> dict[str, dict[str, float]]:
+def run(seed: int, folder: Path) -> dict[str, dict[str, float]]:
     """One seed's figures by stage."""
-    start = time.perf_counter()
-    if (
-        not (folder / "results.json").is_file()
-        or "ppo" not in json.loads((folder / "results.json").read_text())["stages"]
-    ):
-        training = (
-            Training.resume(folder) if folder.exists() else Training.start(Settings(ENV, seed=seed, **options), folder)
-        )
+    results = folder / "results.json"
+    if not results.is_file() or "ppo" not in json.loads(results.read_text())["stages"]:
+        start = time.perf_counter()
+        training = Training.resume(folder) if folder.exists() else Training.start(Settings(ENV, seed=seed), folder)
         training.run()
         print(f"seed {seed}: {time.perf_counter() - start:.0f} s")
-    stages = json.loads((folder / "results.json").read_text())["stages"]
+    stages = json.loads(results.read_text())["stages"]
     table = {stage: {name: figures[name]["value"] for name in SHOWN} for stage, figures in stages.items()}
     return {**table, "oracle": oracle(folder)}
 
@@ -99,7 +94,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/abstention"))
     arguments = parser.parse_args()
-    tables = {seed: run(seed, arguments.out / f"seed-{seed}", {}) for seed in arguments.seeds}
+    tables = {seed: run(seed, arguments.out / f"seed-{seed}") for seed in arguments.seeds}
     print(f"{'stage':8} {'seed':>5} " + " ".join(f"{name:>27}" for name in SHOWN))
     for stage in next(iter(tables.values())):
         for seed, table in tables.items():

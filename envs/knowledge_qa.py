@@ -127,7 +127,7 @@ class KnowledgeQA(Task):
     max_new_tokens = 16
     recipe: Mapping[str, Any] = MappingProxyType(
         {
-            "total_timesteps": 60_000,
+            "total_timesteps": 75_000,
             "warm_start.epochs": 2,
             "warm_start.batch_size": 32,
             "warm_start.learning_rate": 5e-5,
@@ -136,7 +136,7 @@ class KnowledgeQA(Task):
             "ppo.n_episodes": 1024,
             "ppo.batch_size": 1280,
             "ppo.n_epochs": 2,
-            "ppo.learning_rate": 7e-3,
+            "ppo.learning_rate": 4e-3,
             "ppo.freeze": r"embed_tokens|layers\.0\.",
             "ppo.kl_coef": 0.02,
             "validation.evaluations": 10,
