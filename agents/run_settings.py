@@ -81,7 +81,7 @@ class Settings:
     env: str
     model: str | None = None
     data: str | None = None
-    columns: Mapping[str, str] | Sequence[Mapping[str, str]] | None = None
+    columns: Mapping[str, str] | Sequence[Mapping[str, str]] | str | None = None
     reward: str | None = None
     seed: int = 0
     device: str = "auto"
@@ -131,6 +131,8 @@ def _check_option(name: str, value: Any) -> None:
     default = DEFAULTS.get(name)
     if isinstance(default, (int, float)) and not isinstance(value, (int, float)):
         raise ConfigurationError(f"the setting {name!r} is a number, such as {default!r}, not {value!r}.")
+    if name.endswith("_kwargs") and not isinstance(value, Mapping | None):
+        raise ConfigurationError(f"the setting {name!r} is a dict, such as {{'eps': 1e-5}}, not {value!r}.")
 
 
 def make_env(settings: Settings, split: str, tokenizer: str | None = None) -> TokenVectorEnv:

@@ -47,7 +47,8 @@ ColumnTexts = Annotated[
     list[str] | None,
     typer.Option(
         "--columns",
-        help="Which column is which: 'prompt=question,references=answer'. With braces a template over columns: "
+        help="Which column is which: 'prompt=question,references=answer', or the name of a layout that the task knows. "
+        "With braces a template over columns: "
         "'prompt=What is the capital of {Country}?,references=Capital'. Repeat it for several questions a row.",
     ),
 ]
@@ -303,8 +304,13 @@ def _option(text: str) -> tuple[str, Any]:
         return name.strip(), value
 
 
-def _columns(texts: list[str] | None) -> dict[str, str] | list[dict[str, str]] | None:
-    """One mapping for one text, a list for several. A comma divides where a name and ``=`` follow it."""
+def _columns(texts: list[str] | None) -> dict[str, str] | list[dict[str, str]] | str | None:
+    """One mapping for one text, a list for several; a word alone names a layout.
+
+    A comma divides where a name and ``=`` follow it.
+    """
+    if texts is not None and len(texts) == 1 and re.fullmatch(r"[\w.-]+", texts[0]):
+        return texts[0]
     mappings = []
     for text in texts or ():
         pairs = [pair.partition("=") for pair in re.split(r",(?=\s*\w+\s*=)", text)]

@@ -8,16 +8,17 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from textgym.episode import Sample
 from textgym.errors import DataError
 from textgym.task import Task
 
-__all__ = ["SPLITS", "DataTask", "load_samples", "split_of"]
+__all__ = ["SPLITS", "BuiltinTask", "DataTask", "Layout", "load_samples", "split_of"]
 
 SPLITS = ("train", "validation", "test")
 SHARES = (0.8, 0.1, 0.1)
@@ -30,6 +31,25 @@ Source = str | os.PathLike[str] | Mapping[str, Any] | Iterable[Any]
 Columns = Mapping[str, str] | Sequence[Mapping[str, str]]
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of a public data set become samples.
+
+    Args:
+        dataset: Its name on the hub.
+        config: The configuration of it, where it has several.
+        columns: Which column is which, see :func:`load_samples`.
+        rows: First makes rows of each row, for what no mapping of columns can say: none, one or several, which
+            ``columns`` then reads. It may raise KeyError where a column is missing, and ValueError where a value is
+            unusable.
+    """
+
+    dataset: str
+    config: str | None = None
+    columns: Columns | None = None
+    rows: Callable[[Row], Iterable[Row]] | None = None
+
+
 def split_of(key: str) -> str:
     """The split of a sample whose data name none, by a hash of its id: 80% train, 10% validation, 10% test."""
     position = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
@@ -40,7 +60,7 @@ def split_of(key: str) -> str:
     return SPLITS[-1]
 
 
-def load_samples(source: Source, columns: Columns | None = None) -> dict[str, list[Sample]]:
+def load_samples(source: Source, columns: Columns | Layout | None = None) -> dict[str, list[Sample]]:
     """The samples of a data source by split, each split in the source's order.
 
     Args:
@@ -50,7 +70,8 @@ def load_samples(source: Source, columns: Columns | None = None) -> dict[str, li
             ``"split"``, and other keys for ``Sample.meta``. A value with braces is a template over columns:
             ``{"prompt": "What is the capital of {Country}?"}``. A field that is not named here is in the column of its
             own name, if there is one; columns that no field uses become ``meta``. A list of such mappings makes several
-            samples of a row, one a mapping, except where one of the cells that it names is empty.
+            samples of a row, one a mapping, except where one of the cells that it names is empty. Or the layout of a
+            public data set.
 
     A row whose references are empty has none; any other field that is named must be there and not empty. TSV files have
     no quoting. Rows without an id get a hash of their prompt. Rows without a split, in a source without splits, are
@@ -59,8 +80,10 @@ def load_samples(source: Source, columns: Columns | None = None) -> dict[str, li
     Raises:
         DataError: The source is missing, empty or malformed; the message names file, line and column.
     """
+    if isinstance(columns, str):
+        raise DataError(f"columns={columns!r}: the task knows no layouts; say {{'prompt': ..., 'references': ...}}.")
     if isinstance(source, (str, os.PathLike)) and not _is_file(source):
-        source = _from_hub(os.fspath(source))
+        source = _from_hub(os.fspath(source), columns.config if isinstance(columns, Layout) else None)
     if isinstance(source, Mapping):
         return {SPLIT_NAMES.get(name, name): _samples(part, columns, name) for name, part in source.items()}
     by_split: dict[str, list[Sample]] = {}
@@ -85,7 +108,7 @@ class DataTask(Task):
         DataError: The source is missing, empty or malformed.
     """
 
-    def __init__(self, data: Source, columns: Columns | None = None, stop: Sequence[str] = ()) -> None:
+    def __init__(self, data: Source, columns: Columns | Layout | None = None, stop: Sequence[str] = ()) -> None:
         self.stop = stop
         self._name = _name(data)
         self._samples = load_samples(data, columns)
@@ -109,20 +132,60 @@ class DataTask(Task):
         return samples
 
 
+class BuiltinTask(DataTask):
+    """A task with samples of its own, in whose place others may be given; subclass it and give :meth:`builtin`.
+
+    Args:
+        data: A source, see :func:`load_samples`, or the name of one of the task's layouts, for that data set from the
+            hub; the built-in samples where None.
+        columns: Which column is which, see :func:`load_samples`, or the name of the layout that a file has.
+
+    Attributes:
+        layouts: Those of the public data sets of its kind, by name.
+
+    Raises:
+        DataError: The source is missing, empty or malformed, or there is no layout of that name.
+    """
+
+    layouts: Mapping[str, Layout] = MappingProxyType({})
+
+    def __init__(self, data: Source | None = None, columns: Columns | str | None = None) -> None:
+        if data is None:
+            if columns is not None:
+                raise DataError(f"columns={columns!r} without data: they say how to read data=...")
+            data = self.builtin()
+        layout: Columns | Layout | None = self._layout(columns) if isinstance(columns, str) else columns
+        if isinstance(data, str) and data in self.layouts:
+            layout = self.layouts[data]
+            data = layout.dataset
+        super().__init__(data, layout, self.stop)
+
+    @classmethod
+    def builtin(cls) -> Sequence[Sample]:
+        """The samples of all splits, always the same; they are divided by a hash of their ids."""
+        raise NotImplementedError(f"{cls.__name__} has no samples of its own; give it data=...")
+
+    def _layout(self, name: str) -> Layout:
+        if name not in self.layouts:
+            known = ", ".join(map(repr, self.layouts)) or "none"
+            raise DataError(f"{type(self).__name__} knows no layout {name!r}; there are {known}, or columns={{...}}.")
+        return self.layouts[name]
+
+
 class _Item(NamedTuple):
     sample: Sample
     split: str | None
     key: str  # what decides on the split
 
 
-def _samples(source: Source, columns: Columns | None, split: str) -> list[Sample]:
+def _samples(source: Source, columns: Columns | Layout | None, split: str) -> list[Sample]:
     samples = [item.sample for item in _items(source, columns)]
     if not samples:
         raise DataError(f"the split {split!r} of the data has no rows.")
     return samples
 
 
-def _items(source: Source, columns: Columns | None) -> Iterator[_Item]:
+def _items(source: Source, columns: Columns | Layout | None) -> Iterator[_Item]:
     seen: dict[str, str] = {}
     for place, item in _read_items(source, columns):
         if item.sample.id in seen:
@@ -134,18 +197,32 @@ def _items(source: Source, columns: Columns | None) -> Iterator[_Item]:
         yield item
 
 
-def _read_items(source: Source, columns: Columns | None) -> Iterator[tuple[str, _Item]]:
+def _read_items(source: Source, columns: Columns | Layout | None) -> Iterator[tuple[str, _Item]]:
     copies: Counter[str] = Counter()
+    rows = _rows(source)
+    if isinstance(columns, Layout):
+        rows, columns = _laid_out(rows, columns), columns.columns
     if columns is None or isinstance(columns, Mapping):
-        for place, row in _rows(source):
+        for place, row in rows:
             yield place, _item(row, columns or {}, place, copies)
         return
-    for place, row in _rows(source):
+    for place, row in rows:
         for number, mapping in enumerate(columns):
             if not _has_empty_cells(row, mapping):
                 item = _item(row, mapping, place, copies)
                 identity = f"{item.sample.id}/{number}" if "id" in {*mapping, *row} else item.sample.id
                 yield place, item._replace(sample=replace(item.sample, id=identity))
+
+
+def _laid_out(rows: Iterator[tuple[str, Any]], layout: Layout) -> Iterator[tuple[str, Any]]:
+    for place, row in rows:
+        try:
+            parts = [row] if layout.rows is None else list(layout.rows(row))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            what = f"no column {error}" if isinstance(error, KeyError) else str(error)
+            raise DataError(f"{place}: this is no row of {layout.dataset}: {what}.") from error
+        for part in parts:
+            yield place, part
 
 
 def _has_empty_cells(row: Any, columns: Mapping[str, str]) -> bool:
@@ -324,7 +401,7 @@ def _is_file(source: str | os.PathLike[str]) -> bool:
     return Path(source).suffix.lower() in FILE_TYPES
 
 
-def _from_hub(name: str) -> Any:
+def _from_hub(name: str, config: str | None = None) -> Any:
     """A data set by name, or one saved in a folder."""
     if Path(name).is_file():
         raise DataError(f"{name!r} is no data file; their names end in {', '.join(FILE_TYPES)}.")
@@ -337,7 +414,7 @@ def _from_hub(name: str) -> Any:
         ) from error
     try:
         saved = any((Path(name) / marker).is_file() for marker in ("state.json", "dataset_dict.json"))
-        return datasets.load_from_disk(name) if saved else datasets.load_dataset(name)
+        return datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config)
     except Exception as error:  # datasets, huggingface_hub and their HTTP client have no common base
         raise DataError(f"no data set could be loaded as {name!r}: {type(error).__name__}: {error}") from error
 

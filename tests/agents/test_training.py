@@ -219,6 +219,7 @@ def test_frozen_parameters_keep_their_values(model, tmp_path):
         ({"ppo.lerning_rate": 1}, r"no setting 'ppo.lerning_rate'. Did you mean 'ppo.learning_rate'"),
         ({"total_timestep": 1}, "Did you mean 'total_timesteps'"),
         ({"ppo.gamma": "high"}, "'ppo.gamma' is a number, such as 1.0, not 'high'"),
+        ({"policy.optimizer_kwargs": '{"fused": true}'}, "'policy.optimizer_kwargs' is a dict, such as"),
         ({"env.colour": "red"}, "takes no argument 'colour'"),
     ],
 )

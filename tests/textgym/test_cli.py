@@ -108,8 +108,10 @@ def test_columns_and_settings_are_read():
     assert _option("a=some text=b") == ("a", "some text=b")
     with pytest.raises(ConfigurationError, match="NAME=VALUE"):
         _option("a")
-    with pytest.raises(ConfigurationError, match="--columns takes"):
-        _columns(["question"])
+    assert _columns(["squad_v2"]) == "squad_v2"
+    for wrong in (["question of a"], ["prompt="], ["squad_v2", "prompt=a"]):
+        with pytest.raises(ConfigurationError, match="--columns takes"):
+            _columns(wrong)
 
 
 def test_a_new_run_gets_a_new_folder(tmp_path, monkeypatch):

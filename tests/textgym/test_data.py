@@ -1,11 +1,12 @@
 import json
 import sys
+from types import MappingProxyType
 
 import pytest
 
 import textgym
 from textgym import DataTask, Sample, load_samples
-from textgym.data import split_of
+from textgym.data import BuiltinTask, Layout, split_of
 from textgym.errors import DataError
 
 QA = {"prompt": "question", "references": "answer"}
@@ -193,7 +194,7 @@ def test_data_sets_by_name(tmp_path, monkeypatch):
     saved = datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})
     saved.save_to_disk(tmp_path / "saved")
     assert len(load_samples(tmp_path / "saved", QA)["train"]) == 40
-    monkeypatch.setattr(datasets, "load_dataset", lambda name: saved if name == "org/name" else 1 / 0)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, config: saved if name == "org/name" else 1 / 0)
     assert len(load_samples("org/name", QA)["train"]) == 40
     with pytest.raises(DataError, match="no data set could be loaded as 'no/such': ZeroDivisionError"):
         load_samples("no/such")
@@ -230,3 +231,83 @@ def test_real_rows_through_an_environment(tokenizer, tmp_path):
     env.reset(seed=0)
     reply = env.setting.renderer.reply_ids(env.episode.sample.references[0])
     assert env.step_turn(reply)[1].sum() == 1.0
+
+
+class Lines(BuiltinTask):
+    layouts = MappingProxyType(
+        {
+            "pairs": Layout("someone/pairs", columns={"prompt": "question", "references": "answer"}),
+            "dialogues": Layout("someone/dialogues", "plain", rows=lambda row: _exchanges(row["turns"])),
+        }
+    )
+    stop = ("\n",)
+
+    @classmethod
+    def builtin(cls):
+        return [Sample(str(i), f"{i}", (str(i),)) for i in range(200)]
+
+
+def _exchanges(turns):
+    if len(turns) % 2:
+        raise ValueError(f"{len(turns)} turns")
+    return [{"prompt": turns[i], "references": turns[i + 1]} for i in range(0, len(turns), 2)]
+
+
+def test_built_in_samples_are_divided_by_their_ids():
+    task = Lines()
+    assert [len(task.samples(split)) for split in ("all", "train")] == [200, 160]
+    for split in ("train", "validation", "test"):
+        assert {split_of(sample.id) for sample in task.samples(split)} == {split}
+    assert task.stop == ("\n",)
+
+
+def test_a_layout_names_the_columns_of_a_file(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("question,answer\nWhy?,Because.\n")
+    (sample,) = Lines(path, "pairs").samples("all")
+    assert (sample.prompt, sample.references) == ("Why?", ("Because.",))
+    assert Lines(path, {"prompt": "answer"}).samples("all")[0].prompt == "Because."
+
+
+def test_a_layout_makes_several_samples_of_a_row(tmp_path):
+    path = tmp_path / "dialogues.jsonl"
+    path.write_text('{"turns": ["Hi.", "Hello.", "Bye.", "So long."]}\n{"turns": []}\n')
+    samples = Lines(path, "dialogues").samples("all")
+    assert {(sample.prompt, sample.references) for sample in samples} == {("Hi.", ("Hello.",)), ("Bye.", ("So long.",))}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"turn": []}', r"line 1: this is no row of someone/dialogues: no column 'turns'"),
+        ('{"turns": ["Hi."]}', r"line 1: this is no row of someone/dialogues: 1 turns"),
+        ('{"turns": null}', r"line 1: this is no row of someone/dialogues"),
+    ],
+)
+def test_a_row_that_does_not_fit_its_layout_is_named(tmp_path, line, message):
+    path = tmp_path / "dialogues.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(DataError, match=message):
+        Lines(path, "dialogues")
+
+
+def test_a_layout_that_there_is_not_is_named(tmp_path):
+    with pytest.raises(DataError, match="Lines knows no layout 'squad'; there are 'pairs', 'dialogues'"):
+        Lines([{"prompt": "a"}], "squad")
+    with pytest.raises(DataError, match="columns='squad' without data"):
+        Lines(columns="squad")
+    with pytest.raises(DataError, match="columns='squad'"):
+        DataTask([{"prompt": "a"}], "squad")
+
+
+def test_the_name_of_a_layout_is_a_data_set_of_the_hub(monkeypatch):
+    loaded = {}
+
+    def load_dataset(name, config=None):
+        loaded["call"] = (name, config)
+        return {"train": [{"turns": ["a", "b"]}], "dev": [{"turns": ["c", "d"]}]}
+
+    monkeypatch.setattr(pytest.importorskip("datasets"), "load_dataset", load_dataset)
+    task = Lines("dialogues")
+    assert loaded["call"] == ("someone/dialogues", "plain")
+    assert task.samples("validation")[0].references == ("d",)
