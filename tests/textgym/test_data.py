@@ -255,7 +255,8 @@ def _exchanges(turns):
 
 def test_built_in_samples_are_divided_by_their_ids():
     task = Lines()
-    assert [len(task.samples(split)) for split in ("all", "train")] == [200, 160]
+    assert len(task.samples("all")) == 200
+    assert 140 < len(task.samples("train")) < 180
     for split in ("train", "validation", "test"):
         assert {split_of(sample.id) for sample in task.samples(split)} == {split}
     assert task.stop == ("\n",)
