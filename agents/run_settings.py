@@ -40,6 +40,7 @@ DEFAULTS: dict[str, Any] = {
     "warm_start.epochs": 3,
     "warm_start.batch_size": 32,
     "warm_start.learning_rate": 1e-5,
+    "warm_start.until_best": True,
     "ppo.n_episodes": 256,
     "ppo.batch_size": 512,
     "ppo.n_epochs": 2,
@@ -74,7 +75,9 @@ class Settings:
             teaching; ``warm_start.``: of :func:`~textgym.agents.warm_start.imitate`; ``ppo.``: of
             :class:`~textgym.agents.PPO`; ``policy.``: of :class:`~textgym.agents.CausalLMPolicy`; ``validation.``:
             of the model selection. ``ppo.freeze`` is a regular expression: the language model's parameters in whose
-            names it is found keep their values in PPO. What is left out comes from the task's recipe, where the model
+            names it is found keep their values in PPO. With ``warm_start.until_best`` the warm start ends after the
+            first epoch that does not lower the loss on the validation split's demonstrations, with the weights before
+            it. What is left out comes from the task's recipe, where the model
             is the built-in one, and from ``DEFAULTS``.
     """
 
@@ -129,7 +132,10 @@ def _check_option(name: str, value: Any) -> None:
         hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise ConfigurationError(f"there is no setting {name!r}.{hint}")
     default = DEFAULTS.get(name)
-    if isinstance(default, (int, float)) and not isinstance(value, (int, float)):
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise ConfigurationError(f"the setting {name!r} is true or false, not {value!r}.")
+    elif isinstance(default, (int, float)) and not isinstance(value, (int, float)):
         raise ConfigurationError(f"the setting {name!r} is a number, such as {default!r}, not {value!r}.")
     if name.endswith("_kwargs") and not isinstance(value, Mapping | None):
         raise ConfigurationError(f"the setting {name!r} is a dict, such as {{'eps': 1e-5}}, not {value!r}.")

@@ -22,7 +22,7 @@ from textgym.agents.run_settings import LinearDecay, Settings, freeze, load_poli
 from textgym.agents.teaching import mark_known, probe, taught_samples
 from textgym.agents.training_callbacks import AppendingCSV, EpisodeMetrics, LiveFigures, ModelSelection
 from textgym.agents.warm_start import demonstrations, imitate
-from textgym.episode import Episode
+from textgym.episode import Episode, Sample
 from textgym.evaluation import Estimate, evenly_spaced, summarise
 from textgym.monitor import EpisodeCounter, Monitor, deferred_interrupt
 from textgym.plotting import headline, plot_curves
@@ -148,17 +148,25 @@ class Training:
     def _warm_start(self) -> None:
         samples = self.task.warm_start_samples()
         self.monitor.stage("warm start", f"imitating {len(samples)} demonstrations")
+        held_out = self.validation.samples if self.settings.options["warm_start.until_best"] else ()
         names = ("epochs", "batch_size", "learning_rate", "weight_decay")
-        self._imitate("warm_start", samples, self.task.demonstration, names)
+        losses = self._imitate("warm_start", samples, self.task.demonstration, names, held_out)
+        if held_out:
+            best = int(np.argmin(losses))
+            self.monitor.note(f"  validation loss lowest after epoch {best + 1} of {len(losses)}: {losses[best]:.3f}")
         self.policy.save_pretrained(self.folder / WARM_STARTED)
 
-    def _imitate(self, section: str, samples: Any, replies_of: Any, names: Sequence[str]) -> None:
+    def _imitate(
+        self, section: str, samples: Any, replies_of: Any, names: Sequence[str], held_out: Sequence[Sample] = ()
+    ) -> list[float]:
         options = self.settings.section(section)
         examples = demonstrations(self._playground(), samples, replies_of)
-        imitate(
+        held_out = [held_out[i] for i in evenly_spaced(len(held_out), self.settings.options["validation.episodes"])]
+        return imitate(
             self.policy,
             examples,
             seed=self.settings.seed,
+            validation=demonstrations(self._playground(), held_out, replies_of) if held_out else (),
             on_step=lambda step, steps, loss: self.monitor.progress(step, steps, {"loss": loss}),
             **{name: options[name] for name in names if name in options},
         )

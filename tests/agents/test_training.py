@@ -1,12 +1,14 @@
 import csv
 import json
 import math
+import re
 import signal
 from dataclasses import replace
 
 import pytest
 import tiny_run
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from textgym import make_vec
@@ -103,6 +105,26 @@ def test_the_best_weights_on_validation_are_kept(finished):
     assert [row["best"] for row in rows] == [v > max(values[:i], default=-math.inf) for i, v in enumerate(values)]
     best = read(finished, "state.json")["ppo"]["best"]
     assert best == [max(values), rows[values.index(max(values))]["timesteps"]]
+
+
+def test_the_warm_start_ends_where_the_validation_loss_is_lowest(model, tmp_path):
+    class Notes(Monitor):
+        def __init__(self):
+            self.notes = []
+
+        def note(self, text):
+            self.notes.append(text)
+
+    def warm_started(name, **options):
+        monitor = Notes()
+        settings = settings_of(model, **{"warm_start.learning_rate": 3.0, "total_timesteps": 1, **options})
+        Training.start(settings, tmp_path / name, monitor).run()
+        return load_file(tmp_path / name / "warm_started" / "model.safetensors"), monitor.notes
+
+    best, notes = warm_started("best", **{"warm_start.epochs": 5})
+    assert re.search(r"lowest after epoch 1 of 2: ", notes[0]), notes
+    once, _ = warm_started("once", **{"warm_start.epochs": 5, "warm_start.until_best": False})
+    assert any(not torch.equal(best[name], once[name]) for name in best)
 
 
 def test_the_agent_is_a_transformers_folder_and_a_zip_with_the_same_weights(finished):
@@ -219,6 +241,7 @@ def test_frozen_parameters_keep_their_values(model, tmp_path):
         ({"ppo.lerning_rate": 1}, r"no setting 'ppo.lerning_rate'. Did you mean 'ppo.learning_rate'"),
         ({"total_timestep": 1}, "Did you mean 'total_timesteps'"),
         ({"ppo.gamma": "high"}, "'ppo.gamma' is a number, such as 1.0, not 'high'"),
+        ({"warm_start.until_best": 1}, "'warm_start.until_best' is true or false, not 1"),
         ({"policy.optimizer_kwargs": '{"fused": true}'}, "'policy.optimizer_kwargs' is a dict, such as"),
         ({"env.colour": "red"}, "takes no argument 'colour'"),
     ],
