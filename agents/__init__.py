@@ -3,5 +3,6 @@
 from textgym.agents.kl import AdaptiveKL
 from textgym.agents.policies import CausalLMPolicy
 from textgym.agents.ppo import PPO
+from textgym.agents.training_callbacks import FailureLimit
 
-__all__ = ["PPO", "AdaptiveKL", "CausalLMPolicy"]
+__all__ = ["PPO", "AdaptiveKL", "CausalLMPolicy", "FailureLimit"]

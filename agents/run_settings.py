@@ -49,6 +49,7 @@ DEFAULTS: dict[str, Any] = {
     "ppo.freeze": "",
     "ppo.gamma": 1.0,
     "ppo.kl_coef": 0.05,
+    "reward.max_failed_share": 0.2,
     "validation.evaluations": 20,
     "validation.episodes": 512,
     "validation.metric": "reward",
@@ -74,10 +75,11 @@ class Settings:
         options: By ``"section.name"``: ``total_timesteps``; ``env.``: arguments of the environment; ``teach.``: of the
             teaching; ``warm_start.``: of :func:`~textgym.agents.warm_start.imitate`; ``ppo.``: of
             :class:`~textgym.agents.PPO`; ``policy.``: of :class:`~textgym.agents.CausalLMPolicy`; ``validation.``:
-            of the model selection. ``ppo.freeze`` is a regular expression: the language model's parameters in whose
-            names it is found keep their values in PPO. With ``warm_start.until_best`` the warm start ends after the
-            first epoch that does not lower the loss on the validation split's demonstrations, with the weights before
-            it. What is left out comes from the task's recipe, where the model
+            of the model selection. ``reward.max_failed_share``: a rollout or an evaluation of which a larger share of
+            episodes could not be scored stops the run, saved. ``ppo.freeze`` is a regular expression: the language
+            model's parameters in whose names it is found keep their values in PPO. With ``warm_start.until_best`` the
+            warm start ends after the first epoch that does not lower the loss on the validation split's
+            demonstrations, with the weights before it. What is left out comes from the task's recipe, where the model
             is the built-in one, and from ``DEFAULTS``.
     """
 
@@ -137,6 +139,8 @@ def _check_option(name: str, value: Any) -> None:
             raise ConfigurationError(f"the setting {name!r} is true or false, not {value!r}.")
     elif isinstance(default, (int, float)) and not isinstance(value, (int, float)):
         raise ConfigurationError(f"the setting {name!r} is a number, such as {default!r}, not {value!r}.")
+    if name == "reward.max_failed_share" and not 0 <= value <= 1:
+        raise ConfigurationError(f"the setting {name!r} is a share, from 0 to 1, not {value!r}.")
     if name.endswith("_kwargs") and not isinstance(value, Mapping | None):
         raise ConfigurationError(f"the setting {name!r} is a dict, such as {{'eps': 1e-5}}, not {value!r}.")
 

@@ -182,8 +182,9 @@ class TokenRolloutBuffer(RolloutBuffer):
         held = self.stream_ends - self.stream_starts
         gained = lengths - held
         needed = int((self.stream_ends + gained).max())
-        if needed > self.streams.shape[1]:
-            self.streams = np.pad(self.streams, ((0, 0), (0, max(needed, 2 * self.streams.shape[1]) - needed + 64)))
+        width = self.streams.shape[1]
+        if needed > width:
+            self.streams = np.pad(self.streams, ((0, 0), (0, max(needed, 2 * width) - width)))
         single = np.flatnonzero(gained == 1)
         self.streams[single, self.stream_ends[single]] = ids[single, lengths[single] - 1]
         for row in np.flatnonzero(gained > 1):

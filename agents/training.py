@@ -20,9 +20,19 @@ from textgym.agents.policies import CausalLMPolicy
 from textgym.agents.ppo import PPO
 from textgym.agents.run_settings import LinearDecay, Settings, freeze, load_policy, make_env
 from textgym.agents.teaching import mark_known, probe, taught_samples
-from textgym.agents.training_callbacks import AppendingCSV, EpisodeMetrics, LiveFigures, ModelSelection
+from textgym.agents.training_callbacks import (
+    SHOWN_FAILURES,
+    AppendingCSV,
+    EpisodeMetrics,
+    FailureLimit,
+    LiveFigures,
+    ModelSelection,
+    failure_text,
+    too_many_failures,
+)
 from textgym.agents.warm_start import demonstrations, imitate
 from textgym.episode import Episode, Sample
+from textgym.errors import RewardError
 from textgym.evaluation import Estimate, evenly_spaced, summarise
 from textgym.monitor import EpisodeCounter, Monitor, deferred_interrupt
 from textgym.plotting import headline, plot_curves
@@ -95,7 +105,12 @@ class Training:
     # ------------------------------------------------------------------ stages
 
     def run(self) -> dict[str, dict[str, Estimate]]:
-        """Whatever is still to do. The summary of each stage on the test split, by name."""
+        """Whatever is still to do. The summary of each stage on the test split, by name.
+
+        Raises:
+            RewardError: More than ``reward.max_failed_share`` of a rollout's or an evaluation's episodes could not be
+                scored. The folder is as Ctrl-C leaves it: :meth:`resume` goes on, before that rollout or evaluation.
+        """
         if self.settings.options["teach.share"]:
             self._once("taught", self._teach)
             self._mark_known()
@@ -188,6 +203,9 @@ class Training:
         self.monitor.stage(name, f"evaluating {STAGES[name]} on {len(self.test.samples)} test episodes")
         on_episode = EpisodeCounter(self.monitor, len(self.test.samples))
         episodes = play_policy(self.policy, self.test, on_episode=on_episode)
+        for episode in [episode for episode in episodes if episode.score_status != "ok"][:SHOWN_FAILURES]:
+            self.monitor.note(failure_text(episode.score_status, episode.record()))
+        self._check_scores(episodes)
         summary = summarise(self.task, episodes, seed=self.settings.seed)
         results = self.folder.read_json(RESULTS).get("stages", {})
         self.folder.write_json(RESULTS, {"stages": {**results, name: summary}})
@@ -209,12 +227,17 @@ class Training:
             for name, value in self.folder.state["ppo"]["figures"].items():  # of the last update, not yet logged
                 agent.logger.record(name, value)
         self.monitor.stage("ppo", f"PPO for {total} steps, selected on {self._n_validation} validation episodes")
+        limit = FailureLimit(
+            self.settings.options["reward.max_failed_share"],
+            show=self.monitor.note,
+            on_stop=lambda message: self._stop(message, lambda: self._checkpoint(agent, selection)),
+        )
         live = LiveFigures(self.monitor, total, selection)
         try:
             with deferred_interrupt(self.monitor) as self._stop_wanted:
                 agent.learn(
                     max(0, total - agent.num_timesteps),
-                    callback=CallbackList([EpisodeMetrics(), selection, live]),
+                    callback=CallbackList([limit, EpisodeMetrics(), selection, live]),
                     reset_num_timesteps=agent.num_timesteps == 0,
                 )
         finally:
@@ -270,7 +293,7 @@ class Training:
                 raise KeyboardInterrupt
 
         selection = ModelSelection(
-            lambda: self._validate(agent.policy),
+            lambda: self._validate(agent.policy, lambda: self._checkpoint(agent, selection)),
             metric=options["metric"],
             every=max(1, total // options["evaluations"]),
             seed=self.settings.seed,
@@ -294,10 +317,22 @@ class Training:
     def _save_agent(self, agent: PPO) -> None:
         self.folder.replace(AGENT_ZIP, agent.save)
 
-    def _validate(self, policy: Any) -> dict[str, Estimate]:
+    def _validate(self, policy: Any, save: Callable[[], object]) -> dict[str, Estimate]:
         indices = evenly_spaced(len(self.validation.samples), self.settings.options["validation.episodes"])
         episodes = play_policy(policy, self.validation, indices)
+        self._check_scores(episodes, save)
         return summarise(self.task, episodes, seed=self.settings.seed)
+
+    def _check_scores(self, episodes: Sequence[Episode], save: Callable[[], object] = lambda: None) -> None:
+        statuses = [episode.score_status for episode in episodes]
+        message = too_many_failures(statuses, self.settings.options["reward.max_failed_share"])
+        if message is not None:
+            self._stop(message, save)
+
+    def _stop(self, message: str, save: Callable[[], object]) -> None:
+        save()
+        path = self.folder.path
+        raise RewardError(f"{message}. The run is saved; mend the reward, and go on: textgym train --resume {path}")
 
     @property
     def _n_validation(self) -> int:

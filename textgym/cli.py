@@ -63,10 +63,20 @@ Options = Annotated[
 
 
 @app.command("list")
-def list_environments() -> None:
+def list_environments(
+    rewards: Annotated[bool, typer.Option("--rewards", help="The rewards of textgym.rewards instead.")] = False,
+) -> None:
     """Shows the environments."""
-    for id in textgym.registered_ids():
-        typer.echo(id)
+    if not rewards:
+        for id in textgym.registered_ids():
+            typer.echo(id)
+        return
+    table = Table("reward", "what it is worth", box=None, pad_edge=False)
+    for name in textgym.rewards.__all__:
+        found = getattr(textgym.rewards, name)
+        if isinstance(found, type) and issubclass(found, textgym.Reward) and found is not textgym.Reward:
+            table.add_row(escape(name), escape((found.__doc__ or "").strip().partition("\n")[0].replace("``", "")))
+    Console(width=max(100, Console().width)).print(table)
 
 
 @app.command()

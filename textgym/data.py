@@ -22,7 +22,8 @@ __all__ = ["SPLITS", "BuiltinTask", "DataTask", "Layout", "load_samples", "split
 
 SPLITS = ("train", "validation", "test")
 SHARES = (0.8, 0.1, 0.1)
-FILE_TYPES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+TABLE_TYPES = (".csv", ".tsv")
+FILE_TYPES = (".jsonl", ".json", *TABLE_TYPES, ".parquet")
 FIELDS = ("prompt", "references", "id", "split")
 SPLIT_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
 
@@ -42,12 +43,14 @@ class Layout:
         rows: First makes rows of each row, for what no mapping of columns can say: none, one or several, which
             ``columns`` then reads. It may raise KeyError where a column is missing, and ValueError where a value is
             unusable.
+        header: The columns of a CSV or TSV file that has no line of their names.
     """
 
     dataset: str
     config: str | None = None
     columns: Columns | None = None
     rows: Callable[[Row], Iterable[Row]] | None = None
+    header: Sequence[str] | None = None
 
 
 def split_of(key: str) -> str:
@@ -199,7 +202,7 @@ def _items(source: Source, columns: Columns | Layout | None) -> Iterator[_Item]:
 
 def _read_items(source: Source, columns: Columns | Layout | None) -> Iterator[tuple[str, _Item]]:
     copies: Counter[str] = Counter()
-    rows = _rows(source)
+    rows = _rows(source, columns.header if isinstance(columns, Layout) else None)
     if isinstance(columns, Layout):
         rows, columns = _laid_out(rows, columns), columns.columns
     if columns is None or isinstance(columns, Mapping):
@@ -309,14 +312,15 @@ class _RowReader:
         return f"column {self.columns.get(field, field)!r}"
 
 
-def _rows(source: Source) -> Iterator[tuple[str, Any]]:
-    """The rows of a file or an iterable, each with the name of its place."""
+def _rows(source: Source, header: Sequence[str] | None = None) -> Iterator[tuple[str, Any]]:
+    """The rows of a file or an iterable, each with the name of its place; ``header`` is for a table without one."""
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
         if not path.is_file():
             raise DataError(f"there is no data file {str(path)!r} (looked in {Path.cwd()}).")
+        suffix = path.suffix.lower()
         try:
-            yield from READERS[path.suffix.lower()](path)
+            yield from _read_table(path, header) if suffix in TABLE_TYPES else READERS[suffix](path)
         except UnicodeDecodeError as error:
             raise DataError(f"{path} is not UTF-8: {error}.") from error
         return
@@ -350,19 +354,19 @@ def _read_json(path: Path) -> Iterator[tuple[str, Row]]:
         yield f"{path}, row {number}", _checked_row(row, f"{path}, row {number}")
 
 
-def _read_table(path: Path) -> Iterator[tuple[str, Row]]:
+def _read_table(path: Path, header: Sequence[str] | None) -> Iterator[tuple[str, Row]]:
     is_csv = path.suffix.lower() == ".csv"
     dialect: dict[str, Any] = {} if is_csv else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True, **dialect)
         try:
-            header = next(reader, None)
+            header = header or next(reader, None)
             for values in reader:
                 place = f"{path}, line {reader.line_num}"
                 if header is None or not values:
                     continue
                 if len(values) != len(header):
-                    raise DataError(f"{place}: {len(values)} values for {len(header)} columns {header}.")
+                    raise DataError(f"{place}: {len(values)} values for {len(header)} columns {list(header)}.")
                 yield place, {column: value or None for column, value in zip(header, values, strict=True)}
         except csv.Error as error:
             raise DataError(f"{path}, line {reader.line_num}: {error}.") from error
@@ -382,13 +386,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Row]]:
         yield f"{path}, row {number}", row
 
 
-READERS = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_table,
-    ".tsv": _read_table,
-    ".parquet": _read_parquet,
-}
+READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}
 
 
 def _checked_row(row: Any, place: str) -> Row:

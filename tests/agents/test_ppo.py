@@ -13,6 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from toy import CONTEXT, MODELS, VOCABULARY, ToyEnv
 
 from textgym.agents import PPO, AdaptiveKL, CausalLMPolicy
+from textgym.agents.segments import TokenRolloutBuffer
 from textgym.errors import CheckpointError, ConfigurationError, ModelError, TokenizerError
 
 
@@ -199,6 +200,24 @@ def test_rollouts_of_whole_episodes(n_episodes):
         assert buffer.episode_starts[segment.first_step, segment.environment]
         assert ends[segment.last_step, segment.environment]
     assert buffer.rewards.shape == buffer.advantages.shape == (buffer.pos, 4)
+
+
+@pytest.mark.parametrize("lengths", [[90, 5], [30, 70, 300, 10], [200, 75]])
+def test_the_buffer_holds_prompts_of_any_length(lengths):
+    """Streams that must grow by little, by more than double, and again."""
+    buffer = TokenRolloutBuffer(4, *spaces_of(width := 512), device="cpu", n_envs=1)
+    ids = np.arange(width)[None]
+    for length in lengths:
+        observation = {"input_ids": ids, "attention_mask": (ids < length).astype(np.int8)}
+        buffer.add(observation, np.zeros((1, 1)), np.zeros(1), np.ones(1), torch.zeros(1), torch.zeros(1))
+    starts = np.cumsum([0, *lengths])
+    for start, length in zip(starts, lengths, strict=False):
+        assert buffer.streams[0, start : start + length].tolist() == list(range(length))
+
+
+def spaces_of(width):
+    env = ToyEnv(max_context=width)
+    return env.observation_space, env.action_space
 
 
 def test_gae_ignores_the_environments_tokens():

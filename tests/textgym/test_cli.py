@@ -37,6 +37,14 @@ def test_list_names_every_environment():
     assert set(textgym.registered_ids()) <= set(result.output.splitlines())
 
 
+def test_list_names_every_reward():
+    result = run("list", "--rewards")
+    assert result.exit_code == 0
+    names = [line.split()[0] for line in result.output.splitlines()[1:] if line and not line.startswith(" ")]
+    assert {"Abstain", "Rouge", "RewardModel"} <= set(names) <= set(textgym.rewards.__all__)
+    assert not {"Reward", "Score", "clip"} & set(names)
+
+
 def test_train_then_evaluate(model, tmp_path):
     out = tmp_path / "run"
     result = run("train", tiny_run.ENV, "--model", model, "--total-timesteps", 40, "--seed", 3, "--out", out, *TINY)

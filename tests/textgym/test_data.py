@@ -270,6 +270,20 @@ def test_a_layout_names_the_columns_of_a_file(tmp_path):
     assert Lines(path, {"prompt": "answer"}).samples("all")[0].prompt == "Because."
 
 
+@pytest.mark.parametrize(("name", "text"), [("a.tsv", 'Why?\t"Because."\n'), ("a.csv", 'Why?,"""Because."""\n')])
+def test_a_layout_gives_a_table_the_header_that_it_lacks(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+    layout = Layout("someone/lines", columns={"prompt": "en", "references": "xx"}, header=("en", "xx"))
+    (sample,) = everything(path, layout)
+    assert (sample.prompt, sample.references) == ("Why?", ('"Because."',))
+    path.write_text(text + "Who?\n")
+    with pytest.raises(DataError, match=r"line 2: 1 values for 2 columns \['en', 'xx'\]"):
+        load_samples(path, layout)
+    rows = [{"en": "Why?", "xx": "Because."}]
+    assert everything(write_rows(tmp_path / "a.jsonl", rows), layout)[0].references == ("Because.",)
+
+
 def test_a_layout_makes_several_samples_of_a_row(tmp_path):
     path = tmp_path / "dialogues.jsonl"
     path.write_text('{"turns": ["Hi.", "Hello.", "Bye.", "So long."]}\n{"turns": []}\n')

@@ -151,3 +151,22 @@ def test_abstain():
     assert values(reward, "Paris.", "I don't know!", "Rome", "") == [2.0, 0.5, -3.0, -3.0]
     assert reward.outcome(episode("unknown", ("unknown",))) == "correct"
     assert values(Abstain(phrases=["pass"]), "Pass.", "I don't know") == [0.0, -1.5]
+
+
+def test_abstaining_in_any_words_is_right_where_there_is_no_answer():
+    reward = Abstain()
+    without_answer = [
+        episode(reply, ("I don't know",)) for reply in ("I don't know", "unanswerable.", "Rome", "I know")
+    ]
+    assert [score.value for score in reward.score(without_answer)] == [1.0, 1.0, -1.5, -1.5]
+    assert [reward.f1(e) for e in without_answer] == [1.0, 1.0, 0.0, 0.0]
+    assert reward.has_answer(episode("", ("Paris",)).sample)
+    assert not reward.has_answer(without_answer[0].sample)
+
+
+def test_an_answer_that_is_partly_right_earns_its_part():
+    reward = Abstain(correct=1.0, abstain=0.25, wrong=-1.0, partial_credit=True)
+    assert values(reward, "Paris", "city of Paris", "Rome", "unknown") == pytest.approx([1.0, 0.0, -1.0, 0.25])
+    assert reward.outcome(episode("city of Paris")) == "wrong"
+    assert values(Abstain(), "city of Paris") == [-1.5]
+    assert reward.score([episode("I know", ("I don't know",))])[0].value == -1.0

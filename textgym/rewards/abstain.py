@@ -7,7 +7,7 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 
-from textgym.episode import Episode
+from textgym.episode import Episode, Sample
 from textgym.rewards.core import Reward, Score
 
 __all__ = ["ABSTENTIONS", "Abstain", "exact_match", "normalize_answer", "token_f1"]
@@ -57,13 +57,15 @@ class Abstain(Reward):
     """``correct`` for a right answer, ``abstain`` for an abstention, ``wrong`` for anything else.
 
     Answering pays where the chance of being right is above ``(abstain - wrong) / (correct - wrong)``: 0.6 by default.
+    A sample that has an abstaining phrase among its references has no answer: to abstain, in whatever words, is right.
 
     Args:
         correct: The reward of an answer that matches a reference after SQuAD's normalisation.
-        abstain: The reward of one of the abstaining phrases.
+        abstain: The reward of one of the abstaining phrases where there is an answer.
         wrong: The reward of every other reply, an empty one included.
-        phrases: What counts as abstaining, compared after normalisation. A phrase that is itself a reference of the
-            sample counts as an answer.
+        phrases: What counts as abstaining, compared after normalisation.
+        partial_credit: Whether an answer that shares words with the right one earns, for its token F1, so much of the
+            way from ``wrong`` to ``correct``.
     """
 
     def __init__(
@@ -72,17 +74,40 @@ class Abstain(Reward):
         abstain: float = 0.0,
         wrong: float = -1.5,
         phrases: Sequence[str] = ABSTENTIONS,
+        partial_credit: bool = False,
     ) -> None:
         self.correct, self.abstain, self.wrong = correct, abstain, wrong
         self.phrases = frozenset(normalize_answer(phrase) for phrase in phrases)
+        self.partial_credit = partial_credit
+
+    def abstains(self, reply: str) -> bool:
+        """Whether a reply is one of the abstaining phrases."""
+        return normalize_answer(reply) in self.phrases
+
+    def has_answer(self, sample: Sample) -> bool:
+        """Whether none of a sample's references is an abstaining phrase."""
+        return not any(map(self.abstains, sample.references))
 
     def outcome(self, episode: Episode) -> str:
         """``"correct"``, ``"abstain"`` or ``"wrong"``."""
         if exact_match(episode.response, episode.sample.references):
             return "correct"
-        return "abstain" if normalize_answer(episode.response) in self.phrases else "wrong"
+        if self.abstains(episode.response):
+            return "abstain" if self.has_answer(episode.sample) else "correct"
+        return "wrong"
+
+    def f1(self, episode: Episode) -> float:
+        """The reply's token F1, as SQuAD 2.0 has it: where there is no answer, 1 for an abstention, else 0."""
+        if not self.has_answer(episode.sample):
+            return float(self.outcome(episode) == "correct")
+        return token_f1(episode.response, episode.sample.references)
 
     def score(self, episodes: Sequence[Episode]) -> list[Score]:
         """The value of each episode's outcome."""
-        values = {"correct": self.correct, "abstain": self.abstain, "wrong": self.wrong}
-        return [Score(values[self.outcome(episode)]) for episode in episodes]
+        return [Score(self._value(episode)) for episode in episodes]
+
+    def _value(self, episode: Episode) -> float:
+        outcome = self.outcome(episode)
+        if outcome == "wrong" and self.partial_credit:
+            return self.wrong + (self.correct - self.wrong) * self.f1(episode)
+        return {"correct": self.correct, "abstain": self.abstain, "wrong": self.wrong}[outcome]

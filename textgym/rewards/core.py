@@ -12,12 +12,13 @@ import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, Literal
 
 from textgym.episode import Episode
 from textgym.errors import RewardError
 
-__all__ = ["Reward", "Score", "When", "as_reward", "gate", "reward"]
+__all__ = ["Reward", "Score", "When", "as_reward", "gate", "one_moment", "reward"]
 
 When = Literal["episode", "turn", "token"]
 WHENS: tuple[When, ...] = ("token", "turn", "episode")
@@ -133,6 +134,22 @@ def as_reward(value: Reward | Callable[..., Any]) -> Reward:
     return _FunctionReward(value, None, "episode")
 
 
+def one_moment(what: str, rewards: Sequence[Reward]) -> When:
+    """The moment at which all of these want to be asked.
+
+    Raises:
+        RewardError: There are several; ``what`` is what needs just one.
+    """
+    whens = frozenset().union(*(member.whens for member in rewards))
+    if len(whens) > 1:
+        raise RewardError(
+            f"{what} needs rewards asked at the same moment, not {', '.join(sorted(whens))}; "
+            "give its members the same `when`."
+        )
+    (when,) = whens
+    return when
+
+
 def gate(condition: Reward, value: Reward, threshold: float = 0.5, otherwise: float = 0.0) -> Reward:
     """``value`` where ``condition`` reaches ``threshold``, else ``otherwise``; both are asked and logged."""
     return _Gate(as_reward(condition), as_reward(value), threshold, otherwise)
@@ -160,6 +177,23 @@ class _FunctionReward(Reward):
             _as_score(self.function(**{name: _ARGUMENTS[name](episode) for name in self.arguments}))
             for episode in episodes
         ]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By name, as functions are pickled, where a decorator has put this reward in its function's place."""
+        place = str(getattr(self.function, "__module__", "")), str(getattr(self.function, "__qualname__", ""))
+        try:
+            if _named(*place) is self:
+                return _named, place
+        except (ImportError, AttributeError, ValueError):
+            pass  # pickle says itself what is wrong with a function that has no name
+        return _FunctionReward, (self.function, self.name, self.when)
+
+
+def _named(module: str, name: str) -> Any:
+    found: Any = import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
 
 
 def _argument_names(function: Callable[..., Any], name: str) -> tuple[str, ...]:
@@ -264,7 +298,10 @@ class _Combination(Reward):
 
 
 def _total(scores: Sequence[Score]) -> Score:
-    parts = {name: value for score in scores for name, value in score.parts.items()}
+    parts: dict[str, float] = {}
+    for score in scores:
+        for name, value in score.parts.items():  # one leaf may be asked at two moments
+            parts[name] = parts.get(name, 0.0) + value
     failed = next((score for score in scores if score.value is None), None)
     if failed is not None:
         return Score(None, parts, failed.status)
@@ -299,34 +336,22 @@ class _Sum(_Combination):
         return " + ".join(f"{weight:g} * {child!r}" for weight, child in self.terms)
 
 
-class _Simultaneous(_Combination):
-    """A combination that makes sense only of values known at the same moment."""
-
-    def _require_one_moment(self, what: str) -> None:
-        if len(self.whens) > 1:
-            raise RewardError(
-                f"{what} needs rewards asked at the same moment, not {', '.join(sorted(self.whens))}; "
-                "give its members the same `when`."
-            )
-        (self.when,) = self.whens
-
-
-class _Product(_Simultaneous):
+class _Product(_Combination):
     def __init__(self, children: Sequence[Reward]) -> None:
         self.children = list(children)
         self.name = "product"
-        self._require_one_moment("a product")
+        self.when = one_moment("a product", self.children)
 
     def combine(self, values: Sequence[float]) -> float:
         return math.prod(values)
 
 
-class _Gate(_Simultaneous):
+class _Gate(_Combination):
     def __init__(self, condition: Reward, value: Reward, threshold: float, otherwise: float) -> None:
         self.children = [condition, value]
         self.threshold, self.otherwise = threshold, otherwise
         self.name = "gate"
-        self._require_one_moment("a gate")
+        self.when = one_moment("a gate", self.children)
 
     def combine(self, values: Sequence[float]) -> float:
         condition, value = values
