@@ -14,15 +14,14 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
-from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
 from textgym.data import Source, load_samples
+from textgym.envs.report import answer_metrics
 from textgym.episode import Episode, Sample
 from textgym.errors import DataError
 from textgym.rewards import Abstain
-from textgym.rewards.abstain import token_f1
 from textgym.task import Task
 
 __all__ = ["Fact", "KnowledgeQA", "Relation", "builtin_facts", "builtin_relations", "question_prompt"]
@@ -186,10 +185,11 @@ class KnowledgeQA(Task):
 
     def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """Shares of right, abstaining and wrong answers, each also for known and for unknown facts where told."""
-        groups = {"": list(episodes)}
-        for name, known in (("/known", True), ("/unknown", False)):
-            groups[name] = [e for e in episodes if e.sample.meta.get("known") is known]
-        return {name + group: value for group, members in groups.items() for name, value in _metrics(members).items()}
+        groups = {
+            "known": lambda sample: sample.meta.get("known") is True,
+            "unknown": lambda sample: sample.meta.get("known") is False,
+        }
+        return answer_metrics(episodes, Abstain(), groups)
 
 
 def _builtin_splits() -> dict[str, list[Sample]]:
@@ -222,20 +222,3 @@ def _as_question(sample: Sample) -> Sample:
     if isinstance(sample.prompt, str) and not sample.prompt.rstrip().endswith("Answer:"):
         return replace(sample, prompt=question_prompt(sample.prompt), meta=meta)
     return replace(sample, meta=meta)
-
-
-def _metrics(episodes: Sequence[Episode]) -> dict[str, float]:
-    if not episodes:
-        return {}
-    judge = Abstain()
-    outcomes = [judge.outcome(episode) for episode in episodes]
-    right, abstained = outcomes.count("correct"), outcomes.count("abstain")
-    values = {
-        "accuracy": right / len(outcomes),
-        "abstention_rate": abstained / len(outcomes),
-        "hallucination_rate": outcomes.count("wrong") / len(outcomes),
-        "token_f1": fmean(token_f1(episode.response, episode.sample.references) for episode in episodes),
-    }
-    if abstained < len(outcomes):
-        values["precision_when_answering"] = right / (len(outcomes) - abstained)
-    return values

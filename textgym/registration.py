@@ -29,7 +29,22 @@ from textgym.vector_env import TokenVectorEnv
 __all__ = ["ENTRY_POINT_GROUP", "make", "make_vec", "register", "registered_ids"]
 
 ENTRY_POINT_GROUP = "textgym.envs"
-BUILTIN = {"textgym/KnowledgeQA-v0": "textgym.envs.knowledge_qa:KnowledgeQA"}
+BUILTIN = {
+    "textgym/Classification-v0": "textgym.envs.classification:Classification",
+    "textgym/Code-v0": "textgym.envs.code:Code",
+    "textgym/Copy-v0": "textgym.envs.toys:Copy",
+    "textgym/CreativeWriting-v0": "textgym.envs.creative_writing:CreativeWriting",
+    "textgym/Dialogue-v0": "textgym.envs.dialogue:Dialogue",
+    "textgym/DialogueReply-v0": "textgym.envs.dialogue_reply:DialogueReply",
+    "textgym/GroundedQA-v0": "textgym.envs.grounded_qa:GroundedQA",
+    "textgym/Identity-v0": "textgym.envs.toys:Identity",
+    "textgym/Increasing-v0": "textgym.envs.toys:Increasing",
+    "textgym/KnowledgeQA-v0": "textgym.envs.knowledge_qa:KnowledgeQA",
+    "textgym/Math-v0": "textgym.envs.word_problems:Math",
+    "textgym/SentimentContinuation-v0": "textgym.envs.sentiment_continuation:SentimentContinuation",
+    "textgym/Summarization-v0": "textgym.envs.summarization:Summarization",
+    "textgym/Translation-v0": "textgym.envs.translation:Translation",
+}
 GYMNASIUM_ARGUMENTS = (
     "reward_threshold",
     "nondeterministic",

@@ -130,18 +130,19 @@ class TokenSetting(Setting):
             )
         self.observation_space, self.action_space = self._spaces()
         self.is_end_token = np.isin(np.arange(self.vocabulary_size), list(self.renderer.end_tokens))
-        self._prompts: dict[int, np.ndarray] = {}
+        self._prompts: dict[int, tuple[Sample, np.ndarray]] = {}
         self._stop_table = np.zeros(self.vocabulary_size, np.int8)  # 0 not looked up, 1 harmless, 2 may complete a stop
 
     def prompt_ids(self, index: int) -> np.ndarray:
-        """The ids of a sample's prompt, ``(length,)`` int64; tokenised once.
+        """The ids of a sample's prompt, ``(length,)`` int64; tokenised once, while the sample is the same.
 
         Raises:
             PromptTooLongError: It leaves no room for a reply.
         """
-        if index not in self._prompts:
-            self._prompts[index] = self._tokenise(self.samples[index])
-        return self._prompts[index]
+        sample = self.samples[index]
+        if index not in self._prompts or self._prompts[index][0] is not sample:
+            self._prompts[index] = sample, self._tokenise(sample)
+        return self._prompts[index][1]
 
     def action_mask(self, episode: Episode | None) -> np.ndarray:
         """Which tokens the agent may choose, ``(len(tokenizer),)`` bool."""

@@ -19,6 +19,7 @@ from textgym.rewards.lexical import (
     TokenF1,
 )
 from textgym.rewards.models import EmbeddingSimilarity, Fluency, RewardModel
+from textgym.rewards.unit_tests import UnitTests
 
 __all__ = [
     "Abstain",
@@ -43,6 +44,7 @@ __all__ = [
     "Shaping",
     "Timeout",
     "TokenF1",
+    "UnitTests",
     "ZScore",
     "as_metric",
     "as_reward",

@@ -1,0 +1,173 @@
+"""Creative writing: a very short story in which some given words occur, that ends and does not repeat itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache, cached_property
+from pathlib import Path
+from statistics import fmean
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from textgym.data import BuiltinTask, Layout
+from textgym.episode import Episode, Sample
+from textgym.rendering import load_tokenizer
+from textgym.rewards.core import Reward, gate, reward
+from textgym.rewards.lexical import Contains, DistinctN
+from textgym.rewards.models import Fluency
+
+__all__ = ["CreativeWriting", "ended", "story", "story_prompt"]
+
+STORY_MODEL = Path(__file__).parent / "data" / "stories"
+N_SAMPLES = 5000
+N_WORDS = 3
+
+# nouns with the pronoun for a second mention
+HEROES = (
+    ("fox", "it"), ("sailor", "he"), ("baker", "she"), ("dragon", "it"), ("farmer", "he"), ("queen", "she"),
+    ("thief", "he"), ("teacher", "she"), ("robot", "it"), ("pilot", "she"), ("monk", "he"), ("nurse", "she"),
+    ("cat", "it"), ("king", "he"), ("painter", "she"), ("horse", "it"), ("soldier", "he"), ("witch", "she"),
+    ("crow", "it"), ("boy", "he"), ("girl", "she"), ("giant", "he"), ("mouse", "it"), ("singer", "she"),
+    ("doctor", "she"), ("hunter", "he"), ("bear", "it"), ("poet", "he"), ("judge", "she"), ("clown", "he"),
+)  # fmt: skip
+ADJECTIVES = (
+    "old", "tired", "brave", "clever", "lonely", "hungry", "happy", "quiet", "proud", "lazy", "young", "kind",
+    "angry", "rich", "poor", "shy", "lucky", "strange", "careful", "gentle",
+)  # fmt: skip
+OBJECTS = (
+    "key", "letter", "lamp", "map", "ring", "book", "coin", "mirror", "drum", "rope", "sword", "apple", "clock",
+    "basket", "candle", "bell", "feather", "hammer", "hat", "kite", "mask", "pearl", "shoe", "spoon", "stone",
+    "blanket", "bottle", "crown", "needle", "violin",
+)  # fmt: skip
+QUALITIES = (
+    "silver", "broken", "wooden", "golden", "tiny", "heavy", "magic", "rusty", "red", "blue", "secret", "shiny",
+    "ancient", "soft", "green",
+)  # fmt: skip
+PLACES = (
+    "river", "forest", "castle", "market", "bridge", "garden", "tower", "harbour", "mountain", "village", "school",
+    "island", "desert", "station", "mill", "church", "valley", "cave", "beach", "library", "palace", "well", "field",
+    "lake", "temple",
+)  # fmt: skip
+FINDING = ("found", "lost", "saw", "hid", "bought", "dropped", "carried", "made", "left", "dug up")
+PREPOSITIONS = ("near the", "behind the", "by the", "on the way to the", "far from the")
+ENDINGS = (
+    "Then {pronoun} gave it to {other}, and both of them laughed.",
+    "That night {other} came and took it away.",
+    "In the end {pronoun} sold it to {other} for a song.",
+    "{other} saw it and wanted it too, so they shared it.",
+    "Only {other} knew what it was for.",
+    "Years later {pronoun} showed it to {other}.",
+)
+
+
+def story_prompt(words: Sequence[str]) -> str:
+    """The prompt that asks for a story with these words; the story follows after a blank."""
+    return f"Words: {', '.join(words)}\nStory:"
+
+
+@cache
+def _stories() -> tuple[Sample, ...]:
+    rng = np.random.default_rng(np.random.SeedSequence((2026, 11, 1)))
+    samples: dict[str, Sample] = {}
+    while len(samples) < N_SAMPLES:
+        words, text = story(rng)
+        chosen = [words[i] for i in rng.permutation(len(words))[:N_WORDS]]
+        prompt = story_prompt(chosen)
+        samples.setdefault(prompt, Sample(", ".join(chosen), prompt, (text,), {"words": chosen}))
+    return tuple(samples.values())
+
+
+def story(rng: np.random.Generator) -> tuple[list[str], str]:
+    """A random story: the words that one may ask for, and its text."""
+
+    def one(options: Sequence[Any]) -> Any:
+        return options[int(rng.integers(len(options)))]
+
+    first, second = rng.choice(len(HEROES), 2, replace=False)
+    (hero, pronoun), (other, _) = HEROES[first], HEROES[second]
+    adjective, quality, thing, place = one(ADJECTIVES), one(QUALITIES), one(OBJECTS), one(PLACES)
+    opening = f"{_with_article(f'{adjective} {hero}')} {one(FINDING)} {_with_article(f'{quality} {thing}')}"
+    ending = one(ENDINGS).format(pronoun=pronoun, other=_with_article(other))
+    text = f"{_capital(opening)} {one(PREPOSITIONS)} {place}. {_capital(ending)}"
+    return [hero, other, adjective, quality, thing, place], text
+
+
+def _with_article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _instructions(row: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+    """The instances of an instruction; the words that must occur are its longest ones."""
+    words = sorted(set(re.findall(r"[A-Za-z]{4,}", row["instruction"].lower())), key=lambda word: (-len(word), word))
+    for number, instance in enumerate(row["instances"]):
+        parts = [row["instruction"].strip(), instance["input"].strip()]
+        yield {
+            "id": f"{row['id']}/{number}",
+            "prompt": "\n".join(filter(None, parts)) + "\nReply:",
+            "references": instance["output"],
+            "words": words[:N_WORDS] or [row["instruction"].split()[0]],
+        }
+
+
+@reward
+def ended(episode: Episode) -> float:
+    """1 for a reply that ended of itself, 0 for one that ran out of its budget."""
+    return float(episode.stop_reason not in ("length", "context"))
+
+
+class CreativeWriting(BuiltinTask):
+    """A very short story with some given words.
+
+    The default reward is a product, so that no part of it can be traded away: the share of the words that occur, the
+    fluency (the mean probability of a token under a small language model of such stories) and the share of distinct
+    pairs of words; and 0 for a text that does not end within its budget.
+
+    Args:
+        data: Prompts of one's own, see :class:`~textgym.data.BuiltinTask`; ``meta["words"]`` of each is a list of
+            words that must occur.
+        columns: Which column is which, or the name of a layout.
+    """
+
+    stop = ("\n",)
+    max_new_tokens = 56
+    headline_metrics = ("coverage", "all_words", "distinct_2", "ended")
+    layouts = MappingProxyType({"self_instruct": Layout("yizhongw/self_instruct", rows=_instructions)})
+
+    @classmethod
+    def builtin(cls) -> Sequence[Sample]:
+        """Three words of a story, and the story."""
+        return _stories()
+
+    @cached_property
+    def reward(self) -> Reward:  # type: ignore[override]  # made when it is asked for: it holds a model
+        """Coverage x fluency x distinctness of a text that ends."""
+        fluency = Fluency(
+            STORY_MODEL, load_tokenizer(None), given_prompt=False, activation="probability", truncate=True
+        )
+        return gate(ended, Contains(meta="words", name="coverage") * fluency * DistinctN(2))
+
+    def demonstration(self, sample: Sample) -> list[str] | None:
+        """The story."""
+        return [f" {sample.references[0]}"] if sample.references else None
+
+    def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
+        """Shares of the given words, of replies with all of them, of distinct pairs of words, of replies that end."""
+        coverage = _values(Contains(meta="words"), episodes)
+        return {
+            "coverage": fmean(coverage),
+            "all_words": fmean(float(share == 1) for share in coverage),
+            "distinct_2": fmean(_values(DistinctN(2), episodes)),
+            "ended": fmean(_values(ended, episodes)),
+            "length": fmean(len(episode.response.split()) for episode in episodes),
+        }
+
+
+def _values(reward: Reward, episodes: Sequence[Episode]) -> list[float]:
+    return [score.value or 0.0 for score in reward.score(episodes)]

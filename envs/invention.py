@@ -1,0 +1,69 @@
+"""What the built-in data of several tasks are invented with: chance, names and samples."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from textgym.episode import Sample
+
+__all__ = ["DAYS", "PEOPLE", "TOWNS", "Chance", "demonstrated", "prompted", "words"]
+
+T = TypeVar("T")
+
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of a text, between blanks."""
+    return tuple(text.split())
+
+
+PEOPLE = words(
+    "Adam Anna Anton Arthur Ben Carl Clara David Edward Emma Felix George Grace Henry Hugo Iris Ivan Jack Jane Kate "
+    "Leo Maria Martin Mary Max Michael Noah Olga Paul Peter Robert Rosa Sam Thomas Tina Tom Victor William"
+)
+TOWNS = words(
+    "Birdwood Blueford Burton Camberg Eastham Eastwood Goldfield Greenfield Kingston Lakewood Longford Marham Marlow "
+    "Milton Newport Northport Redwood Southport Stoneham Stonewood Westfield Westwood Whitefield Woodland"
+)
+DAYS = words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+
+
+class Chance:
+    """Draws that are always the same.
+
+    Args:
+        seed: Those of another seed are independent of these.
+    """
+
+    def __init__(self, seed: Sequence[int]) -> None:
+        self.rng = np.random.default_rng(np.random.SeedSequence(seed))
+
+    def one_of(self, options: Sequence[T]) -> T:
+        """Each is as likely."""
+        return options[int(self.rng.integers(len(options)))]
+
+    def some_of(self, options: Sequence[T], n: int) -> list[T]:
+        """n different ones, or all of them, in random order."""
+        return [options[i] for i in self.rng.permutation(len(options))[:n].tolist()]
+
+    def happens(self, probability: float) -> bool:
+        """Whether it does."""
+        return bool(self.rng.random() < probability)
+
+    def between(self, low: int, high: int) -> int:
+        """A number from ``low`` to ``high``, both included."""
+        return int(self.rng.integers(low, high + 1))
+
+
+def prompted(prompt: str, references: Sequence[str], **meta: object) -> Sample:
+    """A sample whose id is a hash of its prompt."""
+    return Sample(hashlib.sha256(prompt.encode()).hexdigest()[:16], prompt, tuple(references), meta)
+
+
+def demonstrated(sample: Sample) -> list[str] | None:
+    """A reply to imitate, after the blank that it begins with: ``meta["demonstration"]``, or the first reference."""
+    reply = sample.meta.get("demonstration", next(iter(sample.references), None))
+    return None if reply is None else [f" {reply}"]
