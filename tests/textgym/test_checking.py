@@ -42,7 +42,7 @@ def test_tiny_budgets_pass(capitals, tokenizer, budget):
 
 @pytest.mark.parametrize("env_id", textgym.registered_ids())
 def test_wrapped_and_registered_environments_pass(env_id, tokenizer):
-    check_env(gym.make(env_id, tokenizer=tokenizer))
+    check_env(gym.make(env_id, tokenizer=tokenizer, max_new_tokens=128))  # it needs many tokens for a reply
     check_env(gym.make(env_id, level="turn"))
 
 

@@ -411,17 +411,16 @@ def test_a_reward_that_exits_fails_its_episode():
 
 
 def test_threads_end_with_their_reward():
-    before = threading.active_count()
+    before = set(threading.enumerate())
     reward = Parallel(as_told, 3)
     values(reward, *"abcdef")
-    assert threading.active_count() > before
+    workers = set(threading.enumerate()) - before
+    assert workers
     del reward
     gc.collect()
-    for _ in range(100):
-        if threading.active_count() == before:
-            break
-        time.sleep(0.01)
-    assert threading.active_count() == before
+    for worker in workers:
+        worker.join(timeout=1)
+        assert not worker.is_alive()
 
 
 def test_asked_at_its_own_moment_only():
