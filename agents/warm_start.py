@@ -22,6 +22,7 @@ __all__ = ["Demonstration", "demonstration_loss", "demonstrations", "imitate"]
 
 MAX_GRAD_NORM = 1.0
 WARM_UP_SHARE = 0.1
+POOL = 16  # batches whose examples are sorted by length together
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def imitate(
     policy.set_training_mode(True)
     for _ in range(epochs):
         of_epoch = []
-        for batch in _batches(len(examples), batch_size, rng):
+        for batch in _batches([len(example.input_ids) for example in examples], batch_size, rng):
             loss = demonstration_loss(policy, [examples[i] for i in batch])
             optimizer.zero_grad()
             loss.backward()
@@ -162,9 +163,13 @@ def _segments(examples: Sequence[Demonstration], device: torch.device) -> tuple[
     return TokenSegments((SegmentGroup(input_ids, row_indices, before),)), tokens
 
 
-def _batches(n: int, size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    order = rng.permutation(n)
-    return [order[start : start + size] for start in range(0, n, size)]
+def _batches(lengths: Sequence[int], size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Random batches of examples of about equal length, so that little is padded."""
+    order = rng.permutation(len(lengths))
+    pools = [order[start : start + POOL * size] for start in range(0, len(order), POOL * size)]
+    ordered = np.concatenate([pool[np.argsort(np.take(lengths, pool), kind="stable")] for pool in pools])
+    batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    return [batches[index] for index in rng.permutation(len(batches))]
 
 
 def _learning_rate_factor(step: int, n_steps: int) -> float:

@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product, repeat
 from statistics import fmean
+from zlib import crc32
 
 from textgym.data import SPLITS, split_of
 from textgym.episode import Episode, Sample
@@ -22,7 +23,7 @@ from textgym.task import Task
 __all__ = ["Copy", "Identity", "Increasing", "Progress", "Toy", "increasing_share", "matching_share"]
 
 LETTERS = "abcd"
-N_SHOWN = 3
+SHOWN = range(1, 9)
 N_LETTERS = 4  # of a full reply of Identity and Copy
 N_NUMBERS = 5  # of a full reply of Increasing
 LARGEST_START = 14
@@ -102,6 +103,12 @@ class Toy(Task):
             raise DataError(f"{type(self).__name__} has no split {split!r}; it has {', '.join(SPLITS)} and all.")
         return self.all_samples()
 
+    def demonstration(self, sample: Sample) -> list[str]:
+        """The first words of the reference, one or more of them by a hash of the sample's id: most stop too early."""
+        words = sample.references[0].split()
+        n = 1 + crc32(sample.id.encode()) % len(words)
+        return [" " + " ".join(words[:n])]
+
     def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """``solved``: the share of replies that are entirely right."""
         if not episodes:
@@ -110,7 +117,7 @@ class Toy(Task):
 
 
 class Identity(Toy):
-    """The prompt shows a letter, ``"b b b"``; the agent goes on with it: ``" b b b b"``, or longer.
+    """The prompt shows a letter up to eight times, ``"b b b"``; the agent goes on with it: ``" b b b b"``, or longer.
 
     It is SB3's ``IdentityEnv`` in text: the action to take is the one observed. Ending the reply need not be learned.
     """
@@ -118,10 +125,10 @@ class Identity(Toy):
     max_new_tokens = 8
 
     def all_samples(self) -> list[Sample]:
-        """A sample a letter."""
+        """A sample for every letter and number of times."""
         return [
-            Sample(letter, " ".join(letter * N_SHOWN), (" " + " ".join(letter * N_LETTERS),), {"letter": letter})
-            for letter in LETTERS
+            Sample(letter * shown, " ".join(letter * shown), (" " + " ".join(letter * N_LETTERS),), {"letter": letter})
+            for letter, shown in product(LETTERS, SHOWN)
         ]
 
     def measure(self, sample: Sample, text: str) -> float:

@@ -101,10 +101,10 @@ def test_a_weighted_sum_still_adds_up(tokenizer):
 
 
 def test_samples():
-    assert [sample.prompt for sample in Identity().samples("test")] == ["a a a", "b b b", "c c c", "d d d"]
+    assert [sample.prompt for sample in Identity().samples("test")][6:10] == ["a a a a a a a", "a a a a a a a a", "b", "b b"]
     assert Identity().samples("train") == Identity().samples("validation") == Identity().samples("test")
     assert Increasing().samples("test")[7].prompt == "7:"
-    assert Increasing().demonstration(Increasing().samples("test")[7]) == [" 8 9 10 11 12"]
+    assert Increasing().samples("test")[7].references == (" 8 9 10 11 12",)
     assert len(Increasing().samples("train")) == 15
     splits = {split: {sample.prompt for sample in Copy().samples(split)} for split in ("train", "validation", "test")}
     wanted = {" ".join(letters) + ":" for letters in itertools.product("abcd", repeat=4)}
@@ -112,6 +112,16 @@ def test_samples():
     assert sum(map(len, splits.values())) == 256
     assert len(splits["train"]) > 180
     assert min(map(len, splits.values())) > 15
+
+
+@pytest.mark.parametrize("toy", TOYS)
+def test_demonstrations_begin_well_and_most_stop_too_early(toy):
+    task = toy()
+    samples = task.samples("train")
+    shares = [task.measure(sample, *task.demonstration(sample)) for sample in samples]
+    assert all(sample.references[0].startswith(task.demonstration(sample)[0]) for sample in samples)
+    assert 0 < min(shares) < max(shares) == 1
+    assert sum(share < 1 for share in shares) > len(shares) / 2
 
 
 @pytest.mark.parametrize("toy", TOYS)
