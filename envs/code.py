@@ -91,6 +91,10 @@ class Code(BuiltinTask):
             return None
         return [sample.meta.get("handed_in", sample.references[0])]
 
+    def lesson(self, sample: Sample) -> list[str] | None:
+        """The first reference, which is indented as it stands."""
+        return list(sample.references[:1]) or None
+
     def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """Means over the episodes whose tests were run.
 

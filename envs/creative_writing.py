@@ -153,10 +153,6 @@ class CreativeWriting(BuiltinTask):
         )
         return gate(ended, Contains(meta="words", name="coverage") * fluency * DistinctN(2))
 
-    def demonstration(self, sample: Sample) -> list[str] | None:
-        """The story."""
-        return [f" {sample.references[0]}"] if sample.references else None
-
     def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """Shares of the given words, of replies with all of them, of distinct pairs of words, of replies that end."""
         coverage = _values(Contains(meta="words"), episodes)

@@ -79,8 +79,7 @@ class DialogueReply(BuiltinTask):
     were told; the references are what an attentive agent would have said there.
 
     Args:
-        data: See :class:`~textgym.data.BuiltinTask`. A column ``demonstration`` is what a warm start imitates, in place
-            of the first reference.
+        data: See :class:`~textgym.data.BuiltinTask`.
         columns: Likewise.
     """
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from textgym.episode import Sample
 
-__all__ = ["DAYS", "PEOPLE", "TOWNS", "Chance", "demonstrated", "prompted", "words"]
+__all__ = ["DAYS", "PEOPLE", "TOWNS", "Chance", "prompted", "words"]
 
 T = TypeVar("T")
 
@@ -61,9 +61,3 @@ class Chance:
 def prompted(prompt: str, references: Sequence[str], **meta: object) -> Sample:
     """A sample whose id is a hash of its prompt."""
     return Sample(hashlib.sha256(prompt.encode()).hexdigest()[:16], prompt, tuple(references), meta)
-
-
-def demonstrated(sample: Sample) -> list[str] | None:
-    """A reply to imitate, after the blank that it begins with: ``meta["demonstration"]``, or the first reference."""
-    reply = sample.meta.get("demonstration", next(iter(sample.references), None))
-    return None if reply is None else [f" {reply}"]

@@ -142,10 +142,6 @@ class SentimentContinuation(BuiltinTask):
         positive.name = "positive"
         return positive
 
-    def demonstration(self, sample: Sample) -> list[str] | None:
-        """The continuation."""
-        return [f" {sample.references[0]}"] if sample.references else None
-
     def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """The share that the default reward finds favourable, if that is the reward; distinct pairs of words; words."""
         figures = {

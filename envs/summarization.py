@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from textgym.data import BuiltinTask, Layout, Row
-from textgym.envs.invention import DAYS, PEOPLE, TOWNS, Chance, demonstrated, prompted, words
+from textgym.envs.invention import DAYS, PEOPLE, TOWNS, Chance, prompted, words
 from textgym.envs.report import mean_scores
 from textgym.episode import Episode, Sample
 from textgym.rewards import Reward, Score, reward
@@ -243,8 +243,7 @@ class Summarization(BuiltinTask):
     The built-in demonstrations are of mixed quality, as people's summaries are: most copy the beginning of the report.
 
     Args:
-        data: See :class:`~textgym.data.BuiltinTask`. A column ``key_facts`` is a list of phrases; a column
-            ``demonstration`` is what a warm start imitates, in place of the first reference.
+        data: See :class:`~textgym.data.BuiltinTask`. A column ``key_facts`` is a list of phrases.
         columns: Likewise: ``{"prompt": "Text: {article}\\nSummary:", "references": "abstract"}``.
     """
 
@@ -266,10 +265,6 @@ class Summarization(BuiltinTask):
     def builtin(cls) -> Sequence[Sample]:
         """Reports of events, each with two summaries and three or four key facts."""
         return _samples()
-
-    def demonstration(self, sample: Sample) -> list[str] | None:
-        """What somebody wrote, see the class."""
-        return demonstrated(sample)
 
     def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """Means of ROUGE-1, ROUGE-L, key-fact coverage and length in words."""

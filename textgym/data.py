@@ -140,7 +140,8 @@ class BuiltinTask(DataTask):
 
     Args:
         data: A source, see :func:`load_samples`, or the name of one of the task's layouts, for that data set from the
-            hub; the built-in samples where None.
+            hub; the built-in samples where None. A column ``demonstration`` is what a warm start imitates in place of
+            the first reference, see :meth:`demonstration`.
         columns: Which column is which, see :func:`load_samples`, or the name of the layout that a file has.
 
     Attributes:
@@ -167,6 +168,15 @@ class BuiltinTask(DataTask):
     def builtin(cls) -> Sequence[Sample]:
         """The samples of all splits, always the same; they are divided by a hash of their ids."""
         raise NotImplementedError(f"{cls.__name__} has no samples of its own; give it data=...")
+
+    def demonstration(self, sample: Sample) -> list[str] | None:
+        """``meta["demonstration"]``, else the first reference; after the blank that begins a reply."""
+        reply = sample.meta.get("demonstration", next(iter(sample.references), None))
+        return None if reply is None else [f" {reply}"]
+
+    def lesson(self, sample: Sample) -> list[str] | None:
+        """The first reference, after the blank that begins a reply."""
+        return [f" {sample.references[0]}"] if sample.references else None
 
     def _layout(self, name: str) -> Layout:
         if name not in self.layouts:

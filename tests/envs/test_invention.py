@@ -1,7 +1,7 @@
 from collections import Counter
 
 from textgym import Sample
-from textgym.envs.invention import Chance, demonstrated, prompted
+from textgym.envs.invention import Chance, prompted
 
 
 def test_draws_depend_on_the_seed_alone():
@@ -29,9 +29,3 @@ def test_samples_have_ids_of_their_prompts():
     sample = prompted("Why?", ["Because."], level=3)
     assert sample == Sample(sample.id, "Why?", ("Because.",), {"level": 3})
     assert sample.id == prompted("Why?", []).id != prompted("Who?", []).id
-
-
-def test_demonstrations():
-    assert demonstrated(prompted("Why?", ["Because.", "Why not?"])) == [" Because."]
-    assert demonstrated(prompted("Why?", ["Because."], demonstration="Dunno.")) == [" Dunno."]
-    assert demonstrated(prompted("Why?", [])) is None
