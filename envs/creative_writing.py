@@ -10,9 +10,8 @@ from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
 from textgym.data import BuiltinTask, Layout
+from textgym.envs.invention import Chance
 from textgym.episode import Episode, Sample
 from textgym.rendering import load_tokenizer
 from textgym.rewards.core import Reward, gate, reward
@@ -23,6 +22,7 @@ __all__ = ["CreativeWriting", "ended", "story", "story_prompt"]
 
 STORY_MODEL = Path(__file__).parent / "data" / "stories"
 N_SAMPLES = 5000
+SEED = (2026, 11, 1)
 N_WORDS = 3
 
 # nouns with the pronoun for a second mention
@@ -70,23 +70,20 @@ def story_prompt(words: Sequence[str]) -> str:
 
 @cache
 def _stories() -> tuple[Sample, ...]:
-    rng = np.random.default_rng(np.random.SeedSequence((2026, 11, 1)))
+    chance = Chance(SEED)
     samples: dict[str, Sample] = {}
     while len(samples) < N_SAMPLES:
-        words, text = story(rng)
-        chosen = [words[i] for i in rng.permutation(len(words))[:N_WORDS]]
+        words, text = story(chance)
+        chosen = chance.some_of(words, N_WORDS)
         prompt = story_prompt(chosen)
         samples.setdefault(prompt, Sample(", ".join(chosen), prompt, (text,), {"words": chosen}))
     return tuple(samples.values())
 
 
-def story(rng: np.random.Generator) -> tuple[list[str], str]:
+def story(chance: Chance) -> tuple[list[str], str]:
     """A random story: the words that one may ask for, and its text."""
-
-    def one(options: Sequence[Any]) -> Any:
-        return options[int(rng.integers(len(options)))]
-
-    first, second = rng.choice(len(HEROES), 2, replace=False)
+    one = chance.one_of
+    first, second = chance.rng.choice(len(HEROES), 2, replace=False)
     (hero, pronoun), (other, _) = HEROES[first], HEROES[second]
     adjective, quality, thing, place = one(ADJECTIVES), one(QUALITIES), one(OBJECTS), one(PLACES)
     opening = f"{_with_article(f'{adjective} {hero}')} {one(FINDING)} {_with_article(f'{quality} {thing}')}"
