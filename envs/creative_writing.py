@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
 from textgym.data import BuiltinTask, Layout
 from textgym.envs.invention import Chance
+from textgym.envs.report import LENGTH, mean_scores
 from textgym.episode import Episode, Sample
 from textgym.rendering import load_tokenizer
 from textgym.rewards.core import Reward, gate, reward
@@ -119,6 +119,16 @@ def ended(episode: Episode) -> float:
     return float(episode.stop_reason not in ("length", "context"))
 
 
+COVERAGE = Contains(meta="words", name="coverage")
+METRICS = {
+    "coverage": COVERAGE,
+    "all_words": gate(COVERAGE, reward(lambda: 1.0), threshold=1.0),
+    "distinct_2": DistinctN(2),
+    "ended": ended,
+    "length": LENGTH,
+}
+
+
 class CreativeWriting(BuiltinTask):
     """A very short story with some given words.
 
@@ -148,19 +158,11 @@ class CreativeWriting(BuiltinTask):
         fluency = Fluency(
             STORY_MODEL, load_tokenizer(None), given_prompt=False, activation="probability", truncate=True
         )
-        return gate(ended, Contains(meta="words", name="coverage") * fluency * DistinctN(2))
+        return gate(ended, COVERAGE * fluency * DistinctN(2))
 
     def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
-        """Shares of the given words, of replies with all of them, of distinct pairs of words, of replies that end."""
-        coverage = _values(Contains(meta="words"), episodes)
-        return {
-            "coverage": fmean(coverage),
-            "all_words": fmean(float(share == 1) for share in coverage),
-            "distinct_2": fmean(_values(DistinctN(2), episodes)),
-            "ended": fmean(_values(ended, episodes)),
-            "length": fmean(len(episode.response.split()) for episode in episodes),
-        }
+        """Shares of the given words, of replies with all of them, of distinct pairs of words, of replies that end.
 
-
-def _values(reward: Reward, episodes: Sequence[Episode]) -> list[float]:
-    return [score.value or 0.0 for score in reward.score(episodes)]
+        And the mean ``length`` in words.
+        """
+        return mean_scores(episodes, METRICS)

@@ -16,6 +16,7 @@ from typing import Any
 
 from textgym.data import BuiltinTask, Layout
 from textgym.envs.invention import Chance
+from textgym.envs.report import LENGTH, mean_scores
 from textgym.episode import Episode, Sample
 from textgym.rendering import load_tokenizer
 from textgym.rewards.core import Reward
@@ -61,6 +62,7 @@ BAD_VERDICTS = (
     "I wanted my money back.", "I left before the end.", "It was a waste of an evening.",
     "I fell asleep twice.", "Avoid it.", "I have already forgotten it.",
 )  # fmt: skip
+METRICS = {"distinct_2": DistinctN(2), "length": LENGTH}
 
 
 def review(chance: Chance) -> tuple[str, str, bool]:
@@ -141,9 +143,6 @@ class SentimentContinuation(BuiltinTask):
 
     def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """The share that the default reward finds favourable, if that is the reward; distinct pairs of words; words."""
-        figures = {
-            "distinct_2": fmean(score.value or 0.0 for score in DistinctN(2).score(episodes)),
-            "length": fmean(len(episode.response.split()) for episode in episodes),
-        }
-        judged = [e.reward_parts["positive"] for e in episodes if "positive" in e.reward_parts]
-        return {"positive": fmean(float(p > 0.5) for p in judged), **figures} if judged else figures
+        judged = [e.reward_parts["positive"] > 0.5 for e in episodes if "positive" in e.reward_parts]
+        favourable = {"positive": fmean(judged)} if judged else {}
+        return favourable | mean_scores(episodes, METRICS)

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from textgym.data import BuiltinTask, Layout, Row
 from textgym.envs.invention import DAYS, PEOPLE, TOWNS, Chance, prompted, words
-from textgym.envs.report import mean_scores
+from textgym.envs.report import LENGTH, mean_scores
 from textgym.episode import Episode, Sample
-from textgym.rewards import Reward, Score, reward
+from textgym.rewards import Reward, Score
 from textgym.rewards.lexical import Contains, Length, Rouge
 
 __all__ = ["KeyFactCoverage", "Summarization", "summary_prompt"]
@@ -218,7 +218,7 @@ METRICS = {
     "rouge1": ROUGE_1,
     "rougeL": ROUGE_L,
     "coverage": Contains(meta=KEY_FACTS),
-    "length": reward(lambda response: len(response.split()), name="length"),
+    "length": LENGTH,
 }
 
 
