@@ -12,7 +12,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-from textgym.data import SPLITS, BuiltinTask, Columns, Layout, Row, Source, split_of
+from textgym.data import SPLITS, BuiltinTask, Layout, Row, split_of
 from textgym.envs.dialogue import CLERKS, builtin_goals
 from textgym.envs.invention import Chance
 from textgym.envs.report import LENGTH, mean_scores
@@ -94,13 +94,10 @@ class DialogueReply(BuiltinTask):
         }
     )
 
-    def __init__(self, data: Source | None = None, columns: Columns | str | None = None) -> None:
-        super().__init__(_builtin_splits() if data is None and columns is None else data, columns)
-
     @classmethod
-    def builtin(cls) -> Sequence[Sample]:
-        """The built-in contexts."""
-        return [sample for samples in _builtin_splits().values() for sample in samples]
+    def builtin(cls) -> Mapping[str, Sequence[Sample]]:
+        """The built-in contexts, divided by conversation."""
+        return _builtin_splits()
 
     def demonstration(self, sample: Sample) -> list[str] | None:
         """What somebody said, see the class."""

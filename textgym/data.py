@@ -165,8 +165,8 @@ class BuiltinTask(DataTask):
         super().__init__(data, layout, self.stop)
 
     @classmethod
-    def builtin(cls) -> Sequence[Sample]:
-        """The samples of all splits, always the same; they are divided by a hash of their ids."""
+    def builtin(cls) -> Sequence[Sample] | Mapping[str, Sequence[Sample]]:
+        """The samples, always the same: of all splits, to be divided by a hash of their ids, or by split."""
         raise NotImplementedError(f"{cls.__name__} has no samples of its own; give it data=...")
 
     def demonstration(self, sample: Sample) -> list[str] | None:
