@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from textgym.episode import Episode, Sample
 from textgym.errors import ConfigurationError, EnvironmentCheckError, TextGymWarning
@@ -271,8 +273,6 @@ def _check_references(env: TokenEnv | TextEnv, seed: int) -> None:
 
 
 def _check_as_others_do(env: TokenEnv | TextEnv) -> None:
-    from stable_baselines3.common.env_checker import check_env as sb3_check_env
-
     checkers: list[tuple[str, Callable[[], Any]]] = [
         ("Gymnasium", lambda: gymnasium_check_env(env, skip_render_check=True))
     ]
@@ -347,8 +347,6 @@ def _corrupted(text: str) -> str:
 
 
 def _global_generators() -> tuple[Any, ...]:
-    import torch
-
     return random.getstate(), np.random.get_state(), torch.get_rng_state().numpy()
 
 
