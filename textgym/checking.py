@@ -23,7 +23,9 @@ from textgym.token_env import TokenEnv
 
 __all__ = ["check_env"]
 
-MAX_STEPS = {TokenEnv: 400, TextEnv: 100}
+MAX_TURNS = 100
+MAX_TOKENS = 400
+MAX_FULL_TURNS = 10
 N_EPISODES = 4
 N_REFERENCES = 16
 NONSENSE = "Zqx jvw kkf."
@@ -250,10 +252,9 @@ def _equal_but_for_rounding(first: Score, second: Score) -> bool:
     """Whether two scores are the same; a model's sums depend on the size of the batch in the last digits."""
     if first.status != second.status or first.parts.keys() != second.parts.keys():
         return False
-    pairs = [(first.value, second.value), *((first.parts[name], second.parts[name]) for name in first.parts)]
-    return all(
-        a == b or (a is not None and b is not None and math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-4)) for a, b in pairs
-    )
+    pairs = [(first.parts[name], second.parts[name]) for name in first.parts]
+    pairs.append((first.value or 0.0, second.value or 0.0))  # of the same status, both have a value or neither has
+    return all(math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-4) for a, b in pairs)
 
 
 def _check_references(env: TokenEnv | TextEnv, seed: int) -> None:
@@ -306,7 +307,7 @@ def _play(env: TokenEnv | TextEnv, seed: int, replies: Sequence[Any] | None = No
 
 def _actions(env: TokenEnv | TextEnv, seed: int, actions: Sequence[Any] | None) -> Iterator[Any]:
     rng = np.random.default_rng(seed)
-    for i in range(MAX_STEPS[TextEnv if isinstance(env, TextEnv) else TokenEnv]):
+    for i in range(_max_steps(env)):
         if actions is not None:
             yield actions[i % len(actions)]
         elif isinstance(env, TextEnv):
@@ -315,6 +316,10 @@ def _actions(env: TokenEnv | TextEnv, seed: int, actions: Sequence[Any] | None) 
             yield env.setting.renderer.end_token
         else:
             yield int(rng.integers(len(env.tokenizer)))
+
+
+def _max_steps(env: TokenEnv | TextEnv) -> int:
+    return MAX_TURNS if isinstance(env, TextEnv) else max(MAX_TOKENS, MAX_FULL_TURNS * env.setting.max_new_tokens)
 
 
 def _replies(env: TokenEnv | TextEnv) -> list[tuple[str, Sequence[Any]]]:
