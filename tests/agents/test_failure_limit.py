@@ -17,7 +17,7 @@ from textgym.agents.training import Training
 from textgym.agents.training_callbacks import FailureLimit, failure_text, too_many_failures
 from textgym.errors import ConfigurationError, RewardError
 from textgym.monitor import Monitor
-from textgym.rewards.composition import Timeout
+from textgym.rewards.parallel import Timeout
 
 ENV = "tests/Service-v0"
 

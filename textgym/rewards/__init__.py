@@ -7,7 +7,7 @@ from textgym.rewards.core import Reward, Score, as_reward, gate, reward
 
 if TYPE_CHECKING:
     from textgym.rewards.abstain import Abstain
-    from textgym.rewards.composition import Parallel, Shaping, Timeout, ZScore, clip
+    from textgym.rewards.composition import Shaping, ZScore, clip
     from textgym.rewards.evaluate_metric import Evaluate, as_metric
     from textgym.rewards.judge import Judge
     from textgym.rewards.lexical import (
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         TokenF1,
     )
     from textgym.rewards.models import EmbeddingSimilarity, Fluency, RewardModel
+    from textgym.rewards.parallel import Parallel, Timeout
     from textgym.rewards.unit_tests import UnitTests
 
 __all__ = [
@@ -62,7 +63,7 @@ __all__ = [
 # an event loop with them.
 _LAZY = {
     "abstain": ("Abstain",),
-    "composition": ("Parallel", "Shaping", "Timeout", "ZScore", "clip"),
+    "composition": ("Shaping", "ZScore", "clip"),
     "evaluate_metric": ("Evaluate", "as_metric"),
     "judge": ("Judge",),
     "lexical": (
@@ -70,6 +71,7 @@ _LAZY = {
         "TokenF1",
     ),
     "models": ("EmbeddingSimilarity", "Fluency", "RewardModel"),
+    "parallel": ("Parallel", "Timeout"),
     "unit_tests": ("UnitTests",),
 }  # fmt: skip
 
