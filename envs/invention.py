@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
 
 from textgym.episode import Sample
+from textgym.hashing import hashed_id
 
 __all__ = ["DAYS", "PEOPLE", "TOWNS", "Chance", "prompted", "words"]
 
@@ -60,4 +60,4 @@ class Chance:
 
 def prompted(prompt: str, references: Sequence[str], **meta: object) -> Sample:
     """A sample whose id is a hash of its prompt."""
-    return Sample(hashlib.sha256(prompt.encode()).hexdigest()[:16], prompt, tuple(references), meta)
+    return Sample(hashed_id(prompt), prompt, tuple(references), meta)

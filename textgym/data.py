@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 from textgym.episode import Sample
 from textgym.errors import DataError
+from textgym.hashing import hashed_id, hashed_share
 from textgym.task import Task
 
 __all__ = ["SPLITS", "BuiltinTask", "DataTask", "Layout", "load_samples", "split_of"]
@@ -55,7 +55,7 @@ class Layout:
 
 def split_of(key: str) -> str:
     """The split of a sample whose data name none, by a hash of its id: 80% train, 10% validation, 10% test."""
-    position = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+    position = hashed_share(key)
     for name, share in zip(SPLITS, SHARES, strict=True):
         position -= share
         if position < 0:
@@ -252,7 +252,7 @@ def _item(row: Any, columns: Mapping[str, str], place: str, copies: Counter[str]
     prompt = reader.prompt()
     identity = reader.get("id")
     if identity is None:
-        key = hashlib.sha256(json.dumps(prompt).encode()).hexdigest()[:16]
+        key = hashed_id(json.dumps(prompt))
         copies[key] += 1
         identity = key if copies[key] == 1 else f"{key}-{copies[key]}"
     else:
