@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from textgym.data import BuiltinTask, Columns, Layout, Row, Source
-from textgym.envs.invention import Chance, prompted
+from textgym.envs.invention import Chance, capitalised, prompted
 from textgym.episode import Episode, Sample
 from textgym.rewards import ExactMatch
 from textgym.rewards.abstain import normalize_answer
@@ -167,7 +167,7 @@ def builtin_reviews() -> tuple[Sample, ...]:
     while len(samples) < N_REVIEWS:
         kind = chance.one_of(KINDS)
         review = _review(chance, kind, chance.one_of(_vocabulary()["subjects"]))
-        prompt = _review_prompt(f"{review.text[0].upper()}{review.text[1:]}.", "positive, negative or mixed")
+        prompt = _review_prompt(f"{capitalised(review.text)}.", "positive, negative or mixed")
         annotation = _annotation(chance, review)
         sample = prompted(prompt, [NAMES[review.means]], kind=kind, demonstration=annotation)
         samples.setdefault(sample.id, sample)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-from textgym.data import BuiltinTask, Layout
-from textgym.envs.invention import Chance
+from textgym.data import BuiltinTask, Layout, Row
+from textgym.envs.invention import Chance, capitalised
 from textgym.envs.report import LENGTH, mean_scores
 from textgym.episode import Episode, Sample
 from textgym.rendering import load_tokenizer
@@ -88,7 +87,7 @@ def story(chance: Chance) -> tuple[list[str], str]:
     adjective, quality, thing, place = one(ADJECTIVES), one(QUALITIES), one(OBJECTS), one(PLACES)
     opening = f"{_with_article(f'{adjective} {hero}')} {one(FINDING)} {_with_article(f'{quality} {thing}')}"
     ending = one(ENDINGS).format(pronoun=pronoun, other=_with_article(other))
-    text = f"{_capital(opening)} {one(PREPOSITIONS)} {place}. {_capital(ending)}"
+    text = f"{capitalised(opening)} {one(PREPOSITIONS)} {place}. {capitalised(ending)}"
     return [hero, other, adjective, quality, thing, place], text
 
 
@@ -96,11 +95,7 @@ def _with_article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
-def _instructions(row: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+def _instructions(row: Row) -> Iterator[Row]:
     """The instances of an instruction; the words that must occur are its longest ones."""
     words = sorted(set(re.findall(r"[A-Za-z]{4,}", row["instruction"].lower())), key=lambda word: (-len(word), word))
     for number, instance in enumerate(row["instances"]):

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from textgym.data import BuiltinTask, Columns, Layout, Row, Source
-from textgym.envs.invention import DAYS, PEOPLE, TOWNS, Chance, prompted, words
+from textgym.envs.invention import DAYS, PEOPLE, TOWNS, Chance, capitalised, prompted, words
 from textgym.envs.report import answer_metrics
 from textgym.episode import Episode, Sample
 from textgym.rewards import Abstain
@@ -186,7 +186,7 @@ class Examiner(Chance):
         predicates = self.some_of(predicates, len(predicates))
         if not (may_be_apart and self.happens(0.5)):
             predicates = [" and ".join(predicates)]
-        return [f"{name[0].upper()}{name[1:]} {predicate}." for predicate in predicates]
+        return [capitalised(f"{name} {predicate}.") for predicate in predicates]
 
     def demonstrate(self, question: Question) -> str:
         """What an annotator answers: some guess rather than abstain, where something looks like an answer."""

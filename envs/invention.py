@@ -10,7 +10,7 @@ import numpy as np
 from textgym.episode import Sample
 from textgym.hashing import hashed_id
 
-__all__ = ["DAYS", "PEOPLE", "TOWNS", "Chance", "prompted", "words"]
+__all__ = ["DAYS", "PEOPLE", "TOWNS", "Chance", "capitalised", "prompted", "words"]
 
 T = TypeVar("T")
 
@@ -18,6 +18,11 @@ T = TypeVar("T")
 def words(text: str) -> tuple[str, ...]:
     """The words of a text, between blanks."""
     return tuple(text.split())
+
+
+def capitalised(text: str) -> str:
+    """The text with its first letter in upper case, and the others as they are."""
+    return text[0].upper() + text[1:]
 
 
 PEOPLE = words(

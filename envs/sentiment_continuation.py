@@ -7,14 +7,13 @@ trained by ``scripts/build_reward_models.py`` and ships with the task.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from statistics import fmean
 from types import MappingProxyType
-from typing import Any
 
-from textgym.data import BuiltinTask, Layout
+from textgym.data import BuiltinTask, Layout, Row
 from textgym.envs.invention import Chance
 from textgym.envs.report import LENGTH, mean_scores
 from textgym.episode import Episode, Sample
@@ -93,7 +92,7 @@ def _reviews() -> tuple[Sample, ...]:
     return tuple(samples.values())
 
 
-def _openings(row: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+def _openings(row: Row) -> Iterator[Row]:
     """The first half of a review, at most ``OPENING_WORDS`` words of it; the rest is the reference."""
     words = row["text"].replace("<br />", " ").split()
     n = min(OPENING_WORDS, len(words) // 2)

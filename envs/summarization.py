@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from textgym.data import BuiltinTask, Layout, Row
-from textgym.envs.invention import DAYS, PEOPLE, TOWNS, Chance, prompted, words
+from textgym.envs.invention import DAYS, PEOPLE, TOWNS, Chance, capitalised, prompted, words
 from textgym.envs.report import LENGTH, mean_scores
 from textgym.episode import Episode, Sample
 from textgym.rewards import Reward, Score
@@ -150,7 +150,7 @@ class Reporter(Chance):
         sentences.insert(0, self.one_of(event.leads))
         templates = (sentences, event.summaries, event.key_facts)
         texts, summaries, facts = ([template.format_map(slots) for template in group] for group in templates)
-        return [*map(_capitalised, texts)], [*map(_capitalised, summaries)], facts
+        return [*map(capitalised, texts)], [*map(capitalised, summaries)], facts
 
     def summarise(self, sentences: Sequence[str], summaries: Sequence[str]) -> str:
         """What somebody takes for a summary: the first sentence or two, or a good one."""
@@ -170,10 +170,6 @@ class Reporter(Chance):
             "few": str(self.between(2, 9)),
             "n": str(self.between(11, 99)),
         }
-
-
-def _capitalised(text: str) -> str:
-    return text[0].upper() + text[1:]
 
 
 @cache

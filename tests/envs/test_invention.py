@@ -1,7 +1,7 @@
 from collections import Counter
 
 from textgym import Sample
-from textgym.envs.invention import Chance, prompted
+from textgym.envs.invention import Chance, capitalised, prompted
 
 
 def test_draws_depend_on_the_seed_alone():
@@ -23,6 +23,10 @@ def test_draws():
     assert sorted(chance.some_of("ab", 5)) == ["a", "b"]
     assert chance.some_of("ab", 0) == []
     assert 200 < sum(chance.happens(0.25) for _ in range(1000)) < 300
+
+
+def test_capitals_stay():
+    assert capitalised("a river in the Alps") == "A river in the Alps"
 
 
 def test_samples_have_ids_of_their_prompts():
