@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 import sys
@@ -20,7 +19,7 @@ import textgym
 from textgym.agents.policies import CausalLMPolicy
 from textgym.agents.ppo import PPO
 from textgym.agents.warm_start import imitate
-from textgym.errors import ConfigurationError, ModelError
+from textgym.errors import ConfigurationError, ModelError, did_you_mean
 from textgym.rewards import as_reward
 from textgym.setting import MAX_CONTEXT
 from textgym.task import Task
@@ -130,9 +129,7 @@ def _check_option(name: str, value: Any) -> None:
     if section in functions:
         known |= {f"{section}.{parameter}" for parameter in inspect.signature(functions[section]).parameters}
     if name not in known and not (dot and section == "env"):
-        close = difflib.get_close_matches(name, {*DEFAULTS, *known}, n=3, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-        raise ConfigurationError(f"there is no setting {name!r}.{hint}")
+        raise ConfigurationError(f"there is no setting {name!r}. {did_you_mean(name, {*DEFAULTS, *known})}".rstrip())
     default = DEFAULTS.get(name)
     if isinstance(default, bool):
         if not isinstance(value, bool):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
@@ -12,6 +11,7 @@ from textgym.agents.playing import play_policy
 from textgym.agents.policies import CausalLMPolicy
 from textgym.episode import Episode, Sample
 from textgym.errors import ConfigurationError
+from textgym.hashing import hashed_share
 from textgym.task import Task
 from textgym.vector_env import TokenVectorEnv
 
@@ -28,12 +28,7 @@ def taught_samples(samples: Iterable[Sample], share: float) -> list[Sample]:
     """
     if not 0 < share <= 1:
         raise ConfigurationError(f"the share of the facts to teach is above 0 and at most 1, not {share}.")
-    return [sample for sample in samples if _position(sample.id) < share]
-
-
-def _position(key: str) -> float:
-    digest = hashlib.sha256(f"taught\n{key}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    return [sample for sample in samples if hashed_share(f"taught\n{sample.id}") < share]
 
 
 def probe(

@@ -134,7 +134,7 @@ class Training:
         samples = {sample.id: sample for sample in self._all_samples()}
         taught = taught_samples(samples.values(), options["share"])
         self.monitor.stage("teach", f"teaching {len(taught)} of {len(samples)} facts")
-        self._imitate("teach", taught, self.task.lesson, ("epochs", "batch_size", "learning_rate", "weight_decay"))
+        self._imitate("teach", taught, self.task.lesson)
         known: dict[str, float] = {}
         for venv in (self.validation, self.test):
             total = len(venv.samples) * options["probes"]
@@ -164,17 +164,15 @@ class Training:
         samples = self.task.warm_start_samples()
         self.monitor.stage("warm start", f"imitating {len(samples)} demonstrations")
         held_out = self.validation.samples if self.settings.options["warm_start.until_best"] else ()
-        names = ("epochs", "batch_size", "learning_rate", "weight_decay")
-        losses = self._imitate("warm_start", samples, self.task.demonstration, names, held_out)
+        losses = self._imitate("warm_start", samples, self.task.demonstration, held_out)
         if held_out:
             best = int(np.argmin(losses))
             self.monitor.note(f"  validation loss lowest after epoch {best + 1} of {len(losses)}: {losses[best]:.3f}")
         self.policy.save_pretrained(self.folder / WARM_STARTED)
 
-    def _imitate(
-        self, section: str, samples: Any, replies_of: Any, names: Sequence[str], held_out: Sequence[Sample] = ()
-    ) -> list[float]:
+    def _imitate(self, section: str, samples: Any, replies_of: Any, held_out: Sequence[Sample] = ()) -> list[float]:
         options = self.settings.section(section)
+        names = ("epochs", "batch_size", "learning_rate", "weight_decay")
         examples = demonstrations(self._playground(), samples, replies_of)
         held_out = [held_out[i] for i in evenly_spaced(len(held_out), self.settings.options["validation.episodes"])]
         return imitate(

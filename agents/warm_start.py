@@ -178,12 +178,12 @@ def _learning_rate_factor(step: int, n_steps: int) -> float:
 
 
 class _Best:
-    """The weights with the lowest loss on some demonstrations so far."""
+    """The weights with the lowest loss on some demonstrations so far; the first ones until there is a finite loss."""
 
     def __init__(self, policy: CausalLMPolicy, examples: Sequence[Demonstration]) -> None:
         self.policy, self.examples = policy, examples
         self.loss = float("inf")
-        self.weights: dict[str, Tensor] = {}
+        self.weights = self._weights_now() if examples else {}
 
     def loss_now(self) -> float:
         sizes, losses = [], []
@@ -198,7 +198,10 @@ class _Best:
         """Keeps the weights if the loss fell, else puts the kept ones back."""
         if loss < self.loss:
             self.loss = loss
-            self.weights = {name: tensor.detach().clone() for name, tensor in self.policy.state_dict().items()}
+            self.weights = self._weights_now()
             return True
         self.policy.load_state_dict(self.weights)
         return False
+
+    def _weights_now(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self.policy.state_dict().items()}

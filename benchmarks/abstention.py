@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from pathlib import Path
 from statistics import mean
 
+import learning
 import numpy as np
 import torch
 
 import textgym
 from textgym.agents import CausalLMPolicy
-from textgym.agents.training import Settings, Training
 from textgym.evaluation import play
 from textgym.rewards import Abstain
 
@@ -78,13 +77,7 @@ def oracle(folder: Path) -> dict[str, float]:
 
 def run(seed: int, folder: Path) -> dict[str, dict[str, float]]:
     """One seed's figures by stage."""
-    results = folder / "results.json"
-    if not results.is_file() or "ppo" not in json.loads(results.read_text())["stages"]:
-        start = time.perf_counter()
-        training = Training.resume(folder) if folder.exists() else Training.start(Settings(ENV, seed=seed), folder)
-        training.run()
-        print(f"seed {seed}: {time.perf_counter() - start:.0f} s")
-    stages = json.loads(results.read_text())["stages"]
+    stages = learning.run(ENV, seed, folder)
     table = {stage: {name: figures[name]["value"] for name in SHOWN} for stage, figures in stages.items()}
     return {**table, "oracle": oracle(folder)}
 

@@ -2,7 +2,7 @@
 
 The built-in data are reviews of one or two sentences, made by a small grammar: they say one thing or several, deny
 things, contradict themselves, and come to a verdict against what they said. The reference is what a careful reader
-makes of a review; the demonstrations are what hurried annotators did, see :meth:`Classification.demonstration`.
+makes of a review; the demonstrations are what hurried annotators did, see :class:`Classification`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from textgym.data import BuiltinTask, Columns, Layout, Row, Source
-from textgym.envs.invention import Chance, demonstrated, prompted
+from textgym.envs.invention import Chance, capitalised, prompted
 from textgym.episode import Episode, Sample
 from textgym.rewards import ExactMatch
 from textgym.rewards.abstain import normalize_answer
@@ -82,9 +82,14 @@ class Classification(BuiltinTask):
     The classes are the first references of the data. Data of one's own bring the whole prompt, which had better name
     them: ``columns={"prompt": "Mail: {body}\\nFolder (work or private):", "references": "folder"}``.
 
+    The built-in demonstrations are what hurried annotators wrote. A review that seems at its first words what it is on
+    the whole got its class, but for a slip now and then. Of the others a careful annotator, nine times of twenty, wrote
+    the class; a hasty one, eight times, what the first words seem to say, whatever is denied of them; and another one
+    that it is hard to say.
+
     Args:
         data: See :class:`~textgym.data.BuiltinTask`; the layouts are ``"sentence_polarity"``, ``"imdb"``, ``"sst2"``
-            and ``"ag_news"``. A column ``demonstration`` is what a warm start imitates, in place of the reference.
+            and ``"ag_news"``.
         columns: See :class:`~textgym.data.BuiltinTask`.
     """
 
@@ -111,15 +116,6 @@ class Classification(BuiltinTask):
     def builtin(cls) -> tuple[Sample, ...]:
         """The built-in reviews."""
         return builtin_reviews()
-
-    def demonstration(self, sample: Sample) -> list[str] | None:
-        """What a hurried annotator wrote of a built-in review; otherwise see the class.
-
-        A review that seems at its first words what it is on the whole got its class, but for a slip now and then. Of
-        the others a careful annotator, nine times of twenty, wrote the class; a hasty one, eight times, what the first
-        words seem to say, whatever is denied of them; and another one that it is hard to say.
-        """
-        return demonstrated(sample)
 
     def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """Accuracy; precision, recall and F1 over classes (:func:`class_scores`); the share of replies of no class.
@@ -171,7 +167,7 @@ def builtin_reviews() -> tuple[Sample, ...]:
     while len(samples) < N_REVIEWS:
         kind = chance.one_of(KINDS)
         review = _review(chance, kind, chance.one_of(_vocabulary()["subjects"]))
-        prompt = _review_prompt(f"{review.text[0].upper()}{review.text[1:]}.", "positive, negative or mixed")
+        prompt = _review_prompt(f"{capitalised(review.text)}.", "positive, negative or mixed")
         annotation = _annotation(chance, review)
         sample = prompted(prompt, [NAMES[review.means]], kind=kind, demonstration=annotation)
         samples.setdefault(sample.id, sample)

@@ -8,17 +8,15 @@ whom a third make a slip: the wrong order, a bound that is off by one, brackets 
 from __future__ import annotations
 
 import ast
-import hashlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from functools import cache, cached_property
 from statistics import fmean
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from textgym.data import BuiltinTask, Columns, Layout, Row, Source
-from textgym.episode import Episode, Sample
+from textgym.envs.invention import Chance, prompted
+from textgym.episode import Episode, Prompt, Sample
 from textgym.rewards.unit_tests import UnitTests
 
 __all__ = ["Code", "builtin_problems"]
@@ -90,6 +88,10 @@ class Code(BuiltinTask):
         if not sample.references:
             return None
         return [sample.meta.get("handed_in", sample.references[0])]
+
+    def lesson(self, sample: Sample) -> list[str] | None:
+        """The first reference, which is indented as it stands."""
+        return list(sample.references[:1]) or None
 
     def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """Means over the episodes whose tests were run.
@@ -195,17 +197,17 @@ PARTS = ("a", "e", "an", "on", "no", "at", "tea", "x")
 Arguments = tuple[Any, ...]
 
 
-def _numbers(rng: np.random.Generator) -> Arguments:
-    return int(rng.integers(0, 21)), int(rng.integers(1, 10))
+def _numbers(chance: Chance) -> Arguments:
+    return chance.between(0, 20), chance.between(1, 9)
 
 
-def _texts(rng: np.random.Generator) -> Arguments:
-    return _pick(rng, TEXTS), _pick(rng, PARTS)
+def _texts(chance: Chance) -> Arguments:
+    return chance.one_of(TEXTS), chance.one_of(PARTS)
 
 
-def _list(rng: np.random.Generator) -> Arguments:
-    values = [int(n) for n in rng.integers(0, 13, size=rng.integers(3, 7))]
-    return (sorted(values) if rng.random() < 0.3 else values,)
+def _list(chance: Chance) -> Arguments:
+    values = [int(n) for n in chance.rng.integers(0, 13, size=chance.between(3, 6))]
+    return (sorted(values) if chance.happens(0.3) else values,)
 
 
 class _Family(NamedTuple):
@@ -213,7 +215,7 @@ class _Family(NamedTuple):
 
     ideas: Sequence[_Idea]
     parameters: Sequence[tuple[str, str]]
-    draw: Callable[[np.random.Generator], Arguments]
+    draw: Callable[[Chance], Arguments]
     numbers: range
 
 
@@ -227,54 +229,48 @@ FAMILIES = (
 @cache
 def builtin_problems() -> tuple[Sample, ...]:
     """5,000 problems of four tests each; ``meta`` has the tests, and what the beginner handed in."""
-    rng = np.random.default_rng(np.random.SeedSequence(SEED))
-    arguments = {family: [family.draw(rng) for _ in range(N_ARGUMENTS)] for family in FAMILIES}
-    samples: dict[str, Sample] = {}
+    chance = Chance(SEED)
+    arguments = {family: [family.draw(chance) for _ in range(N_ARGUMENTS)] for family in FAMILIES}
+    samples: dict[Prompt, Sample] = {}
     while len(samples) < N_PROBLEMS:
-        sample = _problem(rng, arguments, samples)
+        sample = _problem(chance, arguments, samples)
         if sample is not None:
-            samples[sample.id] = sample
+            samples[sample.prompt] = sample
     return tuple(samples.values())
 
 
 def _problem(
-    rng: np.random.Generator, arguments: Mapping[_Family, Sequence[Arguments]], taken: Container[str]
+    chance: Chance, arguments: Mapping[_Family, Sequence[Arguments]], taken: Container[Prompt]
 ) -> Sample | None:
-    """A random problem; None where the id is taken, or no test tells the slip from the right function."""
-    family = _pick(rng, FAMILIES)
-    idea = _pick(rng, family.ideas)
-    more = _pick(rng, MORE) if idea.is_number and rng.random() < MORE_SHARE else NO_MORE
-    a, b = _pick(rng, family.parameters)
+    """A random problem; None where its prompt is taken, or no test tells the slip from the right function."""
+    family = chance.one_of(FAMILIES)
+    idea = chance.one_of(family.ideas)
+    more = chance.one_of(MORE) if idea.is_number and chance.happens(MORE_SHARE) else NO_MORE
+    a, b = chance.one_of(family.parameters)
     signature = f"{a}, {b}" if "{b}" in idea.words else a
-    drawn = rng.integers(N_ARGUMENTS, size=N_DRAWS)
+    drawn = chance.rng.integers(N_ARGUMENTS, size=N_DRAWS)
     draws = [arguments[family][i][: signature.count(",") + 1] for i in drawn]
-    names = {"a": a, "b": b, "k": _pick(rng, family.numbers)}
+    names: dict[str, Any] = {"a": a, "b": b, "k": chance.one_of(family.numbers)}
     if more in COMPARISONS:
         names["k"] = _function(signature, _bodies(idea.right, "{value}", a, b)[0])(*draws[0])
-    name = _pick(rng, NAMES)
+    name = chance.one_of(NAMES)
     words = more.words.replace("{words}", idea.words).format(**names)
-    prompt = f'def {name}({signature}):\n    """{_pick(rng, VERBS)} {words}."""\n'
-    id = hashlib.sha256(prompt.encode()).hexdigest()[:16]
-    if id in taken:
+    prompt = f'def {name}({signature}):\n    """{chance.one_of(VERBS)} {words}."""\n'
+    if prompt in taken:
         return None
 
-    style = int(more is not NO_MORE and rng.random() < TWO_LINES_SHARE)
+    style = int(more is not NO_MORE and chance.happens(TWO_LINES_SHARE))
     right, *slips = (
         [body.format(k=names["k"]) for body in _bodies(value, step, a, b)]
         for value, step in ((idea.right, more.right), (idea.right, more.slip), (idea.slip, more.right))
     )
-    slip = _pick(rng, [bodies[style] for bodies in slips if bodies[style] != right[style]])
+    slip = chance.one_of([bodies[style] for bodies in slips if bodies[style] != right[style]])
     tests = _tests(_function(signature, right[0]), _function(signature, slip), draws)
     if tests is None:
         return None
-    handed_in = slip if rng.random() < SLIP_SHARE else right[style]
-    references = tuple(right[:1] if more is NO_MORE else right)
-    meta = {"entry_point": name, "tests": tests, "handed_in": handed_in}
-    return Sample(id, prompt, references, meta)
-
-
-def _pick(rng: np.random.Generator, items: Sequence[Any]) -> Any:
-    return items[int(rng.integers(len(items)))]
+    handed_in = slip if chance.happens(SLIP_SHARE) else right[style]
+    references = right[:1] if more is NO_MORE else right
+    return prompted(prompt, references, entry_point=name, tests=tests, handed_in=handed_in)
 
 
 @cache

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from statistics import fmean
 from types import MappingProxyType
-from typing import Any
 
-import numpy as np
-
-from textgym.data import BuiltinTask, Layout
+from textgym.data import BuiltinTask, Layout, Row
+from textgym.envs.invention import Chance, capitalised
+from textgym.envs.report import LENGTH, mean_scores
 from textgym.episode import Episode, Sample
 from textgym.rendering import load_tokenizer
 from textgym.rewards.core import Reward, gate, reward
@@ -23,6 +21,7 @@ __all__ = ["CreativeWriting", "ended", "story", "story_prompt"]
 
 STORY_MODEL = Path(__file__).parent / "data" / "stories"
 N_SAMPLES = 5000
+SEED = (2026, 11, 1)
 N_WORDS = 3
 
 # nouns with the pronoun for a second mention
@@ -70,28 +69,25 @@ def story_prompt(words: Sequence[str]) -> str:
 
 @cache
 def _stories() -> tuple[Sample, ...]:
-    rng = np.random.default_rng(np.random.SeedSequence((2026, 11, 1)))
+    chance = Chance(SEED)
     samples: dict[str, Sample] = {}
     while len(samples) < N_SAMPLES:
-        words, text = story(rng)
-        chosen = [words[i] for i in rng.permutation(len(words))[:N_WORDS]]
+        words, text = story(chance)
+        chosen = chance.some_of(words, N_WORDS)
         prompt = story_prompt(chosen)
         samples.setdefault(prompt, Sample(", ".join(chosen), prompt, (text,), {"words": chosen}))
     return tuple(samples.values())
 
 
-def story(rng: np.random.Generator) -> tuple[list[str], str]:
+def story(chance: Chance) -> tuple[list[str], str]:
     """A random story: the words that one may ask for, and its text."""
-
-    def one(options: Sequence[Any]) -> Any:
-        return options[int(rng.integers(len(options)))]
-
-    first, second = rng.choice(len(HEROES), 2, replace=False)
+    one = chance.one_of
+    first, second = chance.rng.choice(len(HEROES), 2, replace=False)
     (hero, pronoun), (other, _) = HEROES[first], HEROES[second]
     adjective, quality, thing, place = one(ADJECTIVES), one(QUALITIES), one(OBJECTS), one(PLACES)
     opening = f"{_with_article(f'{adjective} {hero}')} {one(FINDING)} {_with_article(f'{quality} {thing}')}"
     ending = one(ENDINGS).format(pronoun=pronoun, other=_with_article(other))
-    text = f"{_capital(opening)} {one(PREPOSITIONS)} {place}. {_capital(ending)}"
+    text = f"{capitalised(opening)} {one(PREPOSITIONS)} {place}. {capitalised(ending)}"
     return [hero, other, adjective, quality, thing, place], text
 
 
@@ -99,11 +95,7 @@ def _with_article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
-def _instructions(row: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+def _instructions(row: Row) -> Iterator[Row]:
     """The instances of an instruction; the words that must occur are its longest ones."""
     words = sorted(set(re.findall(r"[A-Za-z]{4,}", row["instruction"].lower())), key=lambda word: (-len(word), word))
     for number, instance in enumerate(row["instances"]):
@@ -120,6 +112,16 @@ def _instructions(row: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
 def ended(episode: Episode) -> float:
     """1 for a reply that ended of itself, 0 for one that ran out of its budget."""
     return float(episode.stop_reason not in ("length", "context"))
+
+
+COVERAGE = Contains(meta="words", name="coverage")
+METRICS = {
+    "coverage": COVERAGE,
+    "all_words": gate(COVERAGE, reward(lambda: 1.0), threshold=1.0),
+    "distinct_2": DistinctN(2),
+    "ended": ended,
+    "length": LENGTH,
+}
 
 
 class CreativeWriting(BuiltinTask):
@@ -151,23 +153,11 @@ class CreativeWriting(BuiltinTask):
         fluency = Fluency(
             STORY_MODEL, load_tokenizer(None), given_prompt=False, activation="probability", truncate=True
         )
-        return gate(ended, Contains(meta="words", name="coverage") * fluency * DistinctN(2))
-
-    def demonstration(self, sample: Sample) -> list[str] | None:
-        """The story."""
-        return [f" {sample.references[0]}"] if sample.references else None
+        return gate(ended, COVERAGE * fluency * DistinctN(2))
 
     def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
-        """Shares of the given words, of replies with all of them, of distinct pairs of words, of replies that end."""
-        coverage = _values(Contains(meta="words"), episodes)
-        return {
-            "coverage": fmean(coverage),
-            "all_words": fmean(float(share == 1) for share in coverage),
-            "distinct_2": fmean(_values(DistinctN(2), episodes)),
-            "ended": fmean(_values(ended, episodes)),
-            "length": fmean(len(episode.response.split()) for episode in episodes),
-        }
+        """Shares of the given words, of replies with all of them, of distinct pairs of words, of replies that end.
 
-
-def _values(reward: Reward, episodes: Sequence[Episode]) -> list[float]:
-    return [score.value or 0.0 for score in reward.score(episodes)]
+        And the mean ``length`` in words.
+        """
+        return mean_scores(episodes, METRICS)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from textgym.data import BuiltinTask, Columns, Source
-from textgym.envs.invention import Chance
+from textgym.envs.invention import Chance, capitalised
 from textgym.envs.user_simulator import CITIES, DOMAINS, SIGHTS, SLOTS, Goal, User
 from textgym.episode import Episode, Sample
 from textgym.errors import DataError
@@ -90,8 +90,7 @@ def question(slots: Sequence[str]) -> str:
 
 def booking(domain: str, values: Mapping[str, str]) -> str:
     """A booking as a sentence."""
-    words = f"{DOMAINS[domain].thing} {DOMAINS[domain].say(values)}."
-    return words[0].upper() + words[1:]
+    return capitalised(f"{DOMAINS[domain].thing} {DOMAINS[domain].say(values)}.")
 
 
 def user_in(episode: Episode) -> User:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cache
-from statistics import fmean
 from types import MappingProxyType
 from typing import Any
 
-from textgym.data import SPLITS, BuiltinTask, Columns, Layout, Row, Source, split_of
+from textgym.data import SPLITS, BuiltinTask, Layout, Row, split_of
 from textgym.envs.dialogue import CLERKS, builtin_goals
 from textgym.envs.invention import Chance
-from textgym.envs.report import mean_scores
+from textgym.envs.report import LENGTH, mean_scores
 from textgym.envs.user_simulator import Goal
 from textgym.episode import Episode, Sample
 from textgym.rewards.lexical import ChrF, TokenF1
@@ -28,7 +27,7 @@ SEED = (2026, 3, 8)
 CONTEXT = 5
 """Messages before a reply, at most; an odd number, so that where speakers take turns the other one begins."""
 
-SIMILARITIES = {"token_f1": TokenF1(), "chrf": ChrF()}
+METRICS = {"token_f1": TokenF1(), "chrf": ChrF(), "length": LENGTH}
 
 
 def _replies(texts: Sequence[str], speakers: Sequence[Hashable], speaker: Hashable = None, **columns: Any) -> list[Row]:
@@ -79,8 +78,7 @@ class DialogueReply(BuiltinTask):
     were told; the references are what an attentive agent would have said there.
 
     Args:
-        data: See :class:`~textgym.data.BuiltinTask`. A column ``demonstration`` is what a warm start imitates, in place
-            of the first reference.
+        data: See :class:`~textgym.data.BuiltinTask`.
         columns: Likewise.
     """
 
@@ -96,13 +94,10 @@ class DialogueReply(BuiltinTask):
         }
     )
 
-    def __init__(self, data: Source | None = None, columns: Columns | str | None = None) -> None:
-        super().__init__(_builtin_splits() if data is None and columns is None else data, columns)
-
     @classmethod
-    def builtin(cls) -> Sequence[Sample]:
-        """The built-in contexts."""
-        return [sample for samples in _builtin_splits().values() for sample in samples]
+    def builtin(cls) -> Mapping[str, Sequence[Sample]]:
+        """The built-in contexts, divided by conversation."""
+        return _builtin_splits()
 
     def demonstration(self, sample: Sample) -> list[str] | None:
         """What somebody said, see the class."""
@@ -111,10 +106,7 @@ class DialogueReply(BuiltinTask):
 
     def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """Means of token F1 and chrF, and of the reply's ``length`` in words."""
-        if not episodes:
-            return {}
-        length = fmean(len(episode.response.split()) for episode in episodes)
-        return {**mean_scores(episodes, SIMILARITIES), "length": length}
+        return mean_scores(episodes, METRICS)
 
 
 @cache

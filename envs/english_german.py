@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
-from textgym.envs.invention import Chance, words
+from textgym.envs.invention import Chance, capitalised, words
 
 __all__ = ["Clause", "ClauseMaker", "Style"]
 
@@ -262,8 +262,7 @@ class Clause:
         return (time, "") if self.time_first else ("", time)
 
     def _sentence(self, *parts: str) -> str:
-        text = joined(*parts)
-        return text[0].upper() + text[1:] + ("?" if self.kind == "question" else ".")
+        return capitalised(joined(*parts)) + ("?" if self.kind == "question" else ".")
 
 
 def joined(*parts: str) -> str:

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from textgym.data import BuiltinTask, Columns, Layout, Row, Source
-from textgym.envs.invention import DAYS, PEOPLE, TOWNS, Chance, demonstrated, prompted, words
+from textgym.envs.invention import DAYS, PEOPLE, TOWNS, Chance, capitalised, prompted, words
 from textgym.envs.report import answer_metrics
 from textgym.episode import Episode, Sample
 from textgym.rewards import Abstain
@@ -186,7 +186,7 @@ class Examiner(Chance):
         predicates = self.some_of(predicates, len(predicates))
         if not (may_be_apart and self.happens(0.5)):
             predicates = [" and ".join(predicates)]
-        return [f"{name[0].upper()}{name[1:]} {predicate}." for predicate in predicates]
+        return [capitalised(f"{name} {predicate}.") for predicate in predicates]
 
     def demonstrate(self, question: Question) -> str:
         """What an annotator answers: some guess rather than abstain, where something looks like an answer."""
@@ -229,8 +229,7 @@ class GroundedQA(BuiltinTask):
     somebody else what was asked, most of them give that.
 
     Args:
-        data: See :class:`~textgym.data.BuiltinTask`. A column ``demonstration`` is what a warm start imitates, in place
-            of the first reference.
+        data: See :class:`~textgym.data.BuiltinTask`.
         columns: Likewise: ``{"prompt": "Text: {context}\\nQuestion: {question}\\nAnswer:", "references": "answer"}``.
     """
 
@@ -256,10 +255,6 @@ class GroundedQA(BuiltinTask):
     def builtin(cls) -> Sequence[Sample]:
         """Questions about passages, half of them with an answer."""
         return _samples()
-
-    def demonstration(self, sample: Sample) -> list[str] | None:
-        """What an annotator answered, see the class."""
-        return demonstrated(sample)
 
     def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """Shares of right, abstaining and wrong answers, each also for what has an answer and what has none."""

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
 
 from textgym.episode import Sample
+from textgym.hashing import hashed_id
 
-__all__ = ["DAYS", "PEOPLE", "TOWNS", "Chance", "demonstrated", "prompted", "words"]
+__all__ = ["DAYS", "PEOPLE", "TOWNS", "Chance", "capitalised", "prompted", "words"]
 
 T = TypeVar("T")
 
@@ -18,6 +18,11 @@ T = TypeVar("T")
 def words(text: str) -> tuple[str, ...]:
     """The words of a text, between blanks."""
     return tuple(text.split())
+
+
+def capitalised(text: str) -> str:
+    """The text with its first letter in upper case, and the others as they are."""
+    return text[0].upper() + text[1:]
 
 
 PEOPLE = words(
@@ -60,10 +65,4 @@ class Chance:
 
 def prompted(prompt: str, references: Sequence[str], **meta: object) -> Sample:
     """A sample whose id is a hash of its prompt."""
-    return Sample(hashlib.sha256(prompt.encode()).hexdigest()[:16], prompt, tuple(references), meta)
-
-
-def demonstrated(sample: Sample) -> list[str] | None:
-    """A reply to imitate, after the blank that it begins with: ``meta["demonstration"]``, or the first reference."""
-    reply = sample.meta.get("demonstration", next(iter(sample.references), None))
-    return None if reply is None else [f" {reply}"]
+    return Sample(hashed_id(prompt), prompt, tuple(references), meta)

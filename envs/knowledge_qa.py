@@ -8,7 +8,6 @@ of training, of validation and of the test.
 from __future__ import annotations
 
 import csv
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,6 +20,7 @@ from textgym.data import Source, load_samples
 from textgym.envs.report import answer_metrics
 from textgym.episode import Episode, Sample
 from textgym.errors import DataError
+from textgym.hashing import hashed_share
 from textgym.rewards import Abstain
 from textgym.task import Task
 
@@ -72,8 +72,7 @@ class Fact:
 
 def share_of(purpose: str, key: str) -> float:
     """A number in [0, 1) that depends on the two strings alone, independent for another purpose."""
-    digest = hashlib.sha256(f"{purpose}\n{key}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    return hashed_share(f"{purpose}\n{key}")
 
 
 def _rows(what: str) -> Iterator[dict[str, str]]:

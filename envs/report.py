@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from textgym.episode import Episode, Sample
-from textgym.rewards import Abstain, Reward
+from textgym.rewards import Abstain, Reward, reward
 
-__all__ = ["answer_metrics", "mean_scores"]
+__all__ = ["LENGTH", "answer_metrics", "mean_scores"]
+
+LENGTH: Reward = reward(lambda response: len(response.split()), name="length")
+"""Of a reply, in words."""
 
 
 def mean_scores(episodes: Sequence[Episode], rewards: Mapping[str, Reward]) -> dict[str, float]:

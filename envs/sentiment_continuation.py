@@ -7,16 +7,15 @@ trained by ``scripts/build_reward_models.py`` and ships with the task.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from statistics import fmean
 from types import MappingProxyType
-from typing import Any
 
-import numpy as np
-
-from textgym.data import BuiltinTask, Layout
+from textgym.data import BuiltinTask, Layout, Row
+from textgym.envs.invention import Chance
+from textgym.envs.report import LENGTH, mean_scores
 from textgym.episode import Episode, Sample
 from textgym.rendering import load_tokenizer
 from textgym.rewards.core import Reward
@@ -27,6 +26,7 @@ __all__ = ["SentimentContinuation", "review"]
 
 SENTIMENT_MODEL = Path(__file__).parent / "data" / "sentiment"
 N_SAMPLES = 5000
+SEED = (2026, 11, 2)
 OPENING_WORDS = 16
 NOTHING = "..."  # what the classifier reads of an empty continuation
 THINGS = ("film", "novel", "play", "series", "concert", "musical", "exhibition", "documentary", "game", "album")
@@ -61,40 +61,38 @@ BAD_VERDICTS = (
     "I wanted my money back.", "I left before the end.", "It was a waste of an evening.",
     "I fell asleep twice.", "Avoid it.", "I have already forgotten it.",
 )  # fmt: skip
+METRICS = {"distinct_2": DistinctN(2), "length": LENGTH}
 
 
-def review(rng: np.random.Generator) -> tuple[str, str, bool]:
+def review(chance: Chance) -> tuple[str, str, bool]:
     """A random opening, which does not judge, a continuation, and whether that is favourable; half of them are."""
-
-    def one(options: Sequence[str]) -> str:
-        return options[int(rng.integers(len(options)))]
-
+    one = chance.one_of
     opening = f"I saw this {one(THINGS)} {one(OCCASIONS)}. It is about {one(SUBJECTS)} in {one(PLACES)}."
-    positive = bool(rng.integers(2))
+    positive = one((False, True))
     kind, other = (GOOD, BAD) if positive else (BAD, GOOD)
     verdict = one(GOOD_VERDICTS if positive else BAD_VERDICTS)
-    first, second = rng.choice(len(ASPECTS), 2, replace=False)
+    first, second = (ASPECTS[i] for i in chance.rng.choice(len(ASPECTS), 2, replace=False))
     forms = (
-        f"{ASPECTS[first].capitalize()} is {one(kind)} and {ASPECTS[second]} {one(kind)}. {verdict}",
-        f"{ASPECTS[first].capitalize()} may be {one(other)}, but {ASPECTS[second]} is {one(kind)}. {verdict}",
-        f"I found {ASPECTS[first]} {one(kind)}. {verdict}",
-        f"{verdict} {ASPECTS[first].capitalize()} is not {one(other)} at all, and {ASPECTS[second]} is {one(kind)}.",
+        f"{first.capitalize()} is {one(kind)} and {second} {one(kind)}. {verdict}",
+        f"{first.capitalize()} may be {one(other)}, but {second} is {one(kind)}. {verdict}",
+        f"I found {first} {one(kind)}. {verdict}",
+        f"{verdict} {first.capitalize()} is not {one(other)} at all, and {second} is {one(kind)}.",
     )
     return opening, one(forms), positive
 
 
 @cache
 def _reviews() -> tuple[Sample, ...]:
-    rng = np.random.default_rng(np.random.SeedSequence((2026, 11, 2)))
+    chance = Chance(SEED)
     samples: dict[str, Sample] = {}
     while len(samples) < N_SAMPLES:
-        opening, continuation, positive = review(rng)
+        opening, continuation, positive = review(chance)
         meta = {"label": "positive" if positive else "negative"}
         samples.setdefault(opening, Sample(opening, f"Review: {opening}", (continuation,), meta))
     return tuple(samples.values())
 
 
-def _openings(row: Mapping[str, Any]) -> Iterable[Mapping[str, Any]]:
+def _openings(row: Row) -> Iterator[Row]:
     """The first half of a review, at most ``OPENING_WORDS`` words of it; the rest is the reference."""
     words = row["text"].replace("<br />", " ").split()
     n = min(OPENING_WORDS, len(words) // 2)
@@ -142,15 +140,8 @@ class SentimentContinuation(BuiltinTask):
         positive.name = "positive"
         return positive
 
-    def demonstration(self, sample: Sample) -> list[str] | None:
-        """The continuation."""
-        return [f" {sample.references[0]}"] if sample.references else None
-
     def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """The share that the default reward finds favourable, if that is the reward; distinct pairs of words; words."""
-        figures = {
-            "distinct_2": fmean(score.value or 0.0 for score in DistinctN(2).score(episodes)),
-            "length": fmean(len(episode.response.split()) for episode in episodes),
-        }
-        judged = [e.reward_parts["positive"] for e in episodes if "positive" in e.reward_parts]
-        return {"positive": fmean(float(p > 0.5) for p in judged), **figures} if judged else figures
+        judged = [e.reward_parts["positive"] > 0.5 for e in episodes if "positive" in e.reward_parts]
+        favourable = {"positive": fmean(judged)} if judged else {}
+        return favourable | mean_scores(episodes, METRICS)

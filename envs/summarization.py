@@ -12,10 +12,10 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from textgym.data import BuiltinTask, Layout, Row
-from textgym.envs.invention import DAYS, PEOPLE, TOWNS, Chance, demonstrated, prompted, words
-from textgym.envs.report import mean_scores
+from textgym.envs.invention import DAYS, PEOPLE, TOWNS, Chance, capitalised, prompted, words
+from textgym.envs.report import LENGTH, mean_scores
 from textgym.episode import Episode, Sample
-from textgym.rewards import Reward, Score, reward
+from textgym.rewards import Reward, Score
 from textgym.rewards.lexical import Contains, Length, Rouge
 
 __all__ = ["KeyFactCoverage", "Summarization", "summary_prompt"]
@@ -150,7 +150,7 @@ class Reporter(Chance):
         sentences.insert(0, self.one_of(event.leads))
         templates = (sentences, event.summaries, event.key_facts)
         texts, summaries, facts = ([template.format_map(slots) for template in group] for group in templates)
-        return [*map(_capitalised, texts)], [*map(_capitalised, summaries)], facts
+        return [*map(capitalised, texts)], [*map(capitalised, summaries)], facts
 
     def summarise(self, sentences: Sequence[str], summaries: Sequence[str]) -> str:
         """What somebody takes for a summary: the first sentence or two, or a good one."""
@@ -170,10 +170,6 @@ class Reporter(Chance):
             "few": str(self.between(2, 9)),
             "n": str(self.between(11, 99)),
         }
-
-
-def _capitalised(text: str) -> str:
-    return text[0].upper() + text[1:]
 
 
 @cache
@@ -218,7 +214,7 @@ METRICS = {
     "rouge1": ROUGE_1,
     "rougeL": ROUGE_L,
     "coverage": Contains(meta=KEY_FACTS),
-    "length": reward(lambda response: len(response.split()), name="length"),
+    "length": LENGTH,
 }
 
 
@@ -243,8 +239,7 @@ class Summarization(BuiltinTask):
     The built-in demonstrations are of mixed quality, as people's summaries are: most copy the beginning of the report.
 
     Args:
-        data: See :class:`~textgym.data.BuiltinTask`. A column ``key_facts`` is a list of phrases; a column
-            ``demonstration`` is what a warm start imitates, in place of the first reference.
+        data: See :class:`~textgym.data.BuiltinTask`. A column ``key_facts`` is a list of phrases.
         columns: Likewise: ``{"prompt": "Text: {article}\\nSummary:", "references": "abstract"}``.
     """
 
@@ -266,10 +261,6 @@ class Summarization(BuiltinTask):
     def builtin(cls) -> Sequence[Sample]:
         """Reports of events, each with two summaries and three or four key facts."""
         return _samples()
-
-    def demonstration(self, sample: Sample) -> list[str] | None:
-        """What somebody wrote, see the class."""
-        return demonstrated(sample)
 
     def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """Means of ROUGE-1, ROUGE-L, key-fact coverage and length in words."""

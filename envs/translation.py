@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 from textgym.data import BuiltinTask, Layout, Row
 from textgym.envs.english_german import ClauseMaker, Style
-from textgym.envs.invention import demonstrated, prompted
+from textgym.envs.invention import prompted
 from textgym.envs.report import mean_scores
 from textgym.episode import Episode, Sample
 from textgym.rewards.lexical import Bleu, ChrF, ExactMatch
@@ -78,8 +78,7 @@ class Translation(BuiltinTask):
     them are by a learner of German, see :class:`~textgym.envs.english_german.Style`; the references are right.
 
     Args:
-        data: See :class:`~textgym.data.BuiltinTask`. A column ``demonstration`` is what a warm start imitates, in place
-            of the first reference.
+        data: See :class:`~textgym.data.BuiltinTask`.
         columns: Likewise; for other languages say ``{"prompt": "English: {en}\\nDutch:", "references": "nl"}``.
     """
 
@@ -93,10 +92,6 @@ class Translation(BuiltinTask):
     def builtin(cls) -> Sequence[Sample]:
         """Sentences of the grammar, most with one reference, some with a second one of synonyms."""
         return _samples()
-
-    def demonstration(self, sample: Sample) -> list[str] | None:
-        """What somebody translated, see the class."""
-        return demonstrated(sample)
 
     def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """Means of chrF, BLEU and exact match."""

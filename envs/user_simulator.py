@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from textgym.envs.invention import DAYS, PEOPLE, words
+from textgym.envs.invention import DAYS, PEOPLE, capitalised, words
 from textgym.episode import Sample
 from textgym.errors import DataError
 
@@ -322,8 +322,7 @@ LOST = ("What?", "Sorry?")
 
 
 def _sentence(phrases: Sequence[str], values: str, rng: np.random.Generator) -> str:
-    sentence = phrases[int(rng.integers(len(phrases)))].format(values)
-    return sentence[0].upper() + sentence[1:]
+    return capitalised(phrases[int(rng.integers(len(phrases)))].format(values))
 
 
 class User:

@@ -2,8 +2,7 @@
 math word problems", 2021).
 
 The built-in problems take one or two steps with small numbers. The demonstrations are what pupils hand in, of whom many
-write down no more than the answer, see :meth:`Math.demonstration`; that writing the steps down helps is left to find
-out.
+write down no more than the answer, see :class:`Math`; that writing the steps down helps is left to find out.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from statistics import fmean
 from types import MappingProxyType
 
 from textgym.data import BuiltinTask, Columns, Layout, Row, Source
-from textgym.envs.invention import Chance, demonstrated, prompted
+from textgym.envs.invention import Chance, prompted
 from textgym.episode import Episode, Sample
 from textgym.rewards import Reward, Score
 
@@ -126,10 +125,12 @@ class Math(BuiltinTask):
     The references are worked answers of the same form, or just numbers. Data of one's own bring the whole prompt:
     ``columns={"prompt": "Question: {problem}\\nEnd with #### and the number.\\nAnswer:", "references": "solution"}``.
 
+    The built-in demonstrations are what pupils handed in: two in five wrote the steps down, and the others no more than
+    the answer. All of them are right.
+
     Args:
         data: See :class:`~textgym.data.BuiltinTask`; the layout is ``"gsm8k"``, whose solutions are left as they are
-            but for the calculator's annotations. With data the budget is 400 tokens, which GSM8K's solutions need. A
-            column ``demonstration`` is what a warm start imitates, in place of the first reference.
+            but for the calculator's annotations. With data the budget is 400 tokens, which GSM8K's solutions need.
         columns: See :class:`~textgym.data.BuiltinTask`.
     """
 
@@ -157,13 +158,6 @@ class Math(BuiltinTask):
     def builtin(cls) -> tuple[Sample, ...]:
         """The built-in problems."""
         return builtin_problems()
-
-    def demonstration(self, sample: Sample) -> list[str] | None:
-        """What a pupil handed in about a built-in problem; otherwise see the class.
-
-        Two pupils in five wrote the steps down, and the others no more than the answer. All of them are right.
-        """
-        return demonstrated(sample)
 
     def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """Shares of replies: right; of the form that is asked for; with something before the answer.

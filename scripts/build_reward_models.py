@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -34,6 +33,7 @@ from transformers import (
 )
 
 from textgym.envs.creative_writing import STORY_MODEL, story
+from textgym.envs.invention import Chance
 from textgym.envs.sentiment_continuation import SENTIMENT_MODEL, review
 from textgym.rendering import load_tokenizer
 
@@ -45,27 +45,27 @@ Example = dict[str, torch.Tensor]
 
 def sentiment_texts(n: int, seed: int) -> list[tuple[str, int]]:
     """Texts and the indices of their labels, a quarter of them unclear."""
-    rng = np.random.default_rng(np.random.SeedSequence((2026, 11, 3, seed)))
+    chance = Chance((2026, 11, 3, seed))
     found = []
     for _ in range(n):
-        _, text, positive = review(rng)
+        _, text, positive = review(chance)
         sentences = re.split(r"(?<=\.) ", text)
-        if len(sentences) > 1 and rng.random() < 0.3:
-            text = sentences[-1] if rng.random() < 0.5 else sentences[0]
-        if rng.random() < 0.25:
-            found.append((disordered(text, rng), LABELS.index("unclear")))
+        if len(sentences) > 1 and chance.happens(0.3):
+            text = sentences[-1] if chance.happens(0.5) else sentences[0]
+        if chance.happens(0.25):
+            found.append((disordered(text, chance), LABELS.index("unclear")))
         else:
             found.append((text, int(positive)))
     return found
 
 
-def disordered(text: str, rng: np.random.Generator) -> str:
+def disordered(text: str, chance: Chance) -> str:
     """The words in another order, or a few of them over and over."""
     words = text.split()
-    if rng.random() < 0.5:
-        return " ".join(rng.permutation(words))
-    start = int(rng.integers(len(words)))
-    return " ".join(words[start : start + int(rng.integers(1, 4))] * int(rng.integers(3, 8)))
+    if chance.happens(0.5):
+        return " ".join(chance.some_of(words, len(words)))
+    start = chance.between(0, len(words) - 1)
+    return " ".join(words[start : start + chance.between(1, 3)] * chance.between(3, 7))
 
 
 def sentiment_examples(n: int, seed: int) -> list[Example]:
@@ -80,9 +80,9 @@ def sentiment_examples(n: int, seed: int) -> list[Example]:
 def story_examples(n: int, seed: int) -> list[Example]:
     """Ids (T,) of an end token, a story and an end token; they are the labels too."""
     tokenizer = load_tokenizer(None)
-    rng = np.random.default_rng(np.random.SeedSequence((2026, 11, 4, seed)))
+    chance = Chance((2026, 11, 4, seed))
     end = tokenizer.eos_token_id
-    rows = [torch.tensor([end, *tokenizer(" " + story(rng)[1])["input_ids"], end]) for _ in range(n)]
+    rows = [torch.tensor([end, *tokenizer(" " + story(chance)[1])["input_ids"], end]) for _ in range(n)]
     return [{"input_ids": row, "labels": row} for row in rows]
 
 

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium.utils.env_checker import check_env as gymnasium_check_env
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from textgym.episode import Episode, Sample
 from textgym.errors import ConfigurationError, EnvironmentCheckError, TextGymWarning
@@ -21,7 +23,9 @@ from textgym.token_env import TokenEnv
 
 __all__ = ["check_env"]
 
-MAX_STEPS = {TokenEnv: 400, TextEnv: 100}
+MAX_TURNS = 100
+MAX_TOKENS = 400
+MAX_FULL_TURNS = 10
 N_EPISODES = 4
 N_REFERENCES = 16
 NONSENSE = "Zqx jvw kkf."
@@ -248,10 +252,9 @@ def _equal_but_for_rounding(first: Score, second: Score) -> bool:
     """Whether two scores are the same; a model's sums depend on the size of the batch in the last digits."""
     if first.status != second.status or first.parts.keys() != second.parts.keys():
         return False
-    pairs = [(first.value, second.value), *((first.parts[name], second.parts[name]) for name in first.parts)]
-    return all(
-        a == b or (a is not None and b is not None and math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-4)) for a, b in pairs
-    )
+    pairs = [(first.parts[name], second.parts[name]) for name in first.parts]
+    pairs.append((first.value or 0.0, second.value or 0.0))  # of the same status, both have a value or neither has
+    return all(math.isclose(a, b, rel_tol=1e-4, abs_tol=1e-4) for a, b in pairs)
 
 
 def _check_references(env: TokenEnv | TextEnv, seed: int) -> None:
@@ -271,8 +274,6 @@ def _check_references(env: TokenEnv | TextEnv, seed: int) -> None:
 
 
 def _check_as_others_do(env: TokenEnv | TextEnv) -> None:
-    from stable_baselines3.common.env_checker import check_env as sb3_check_env
-
     checkers: list[tuple[str, Callable[[], Any]]] = [
         ("Gymnasium", lambda: gymnasium_check_env(env, skip_render_check=True))
     ]
@@ -306,7 +307,7 @@ def _play(env: TokenEnv | TextEnv, seed: int, replies: Sequence[Any] | None = No
 
 def _actions(env: TokenEnv | TextEnv, seed: int, actions: Sequence[Any] | None) -> Iterator[Any]:
     rng = np.random.default_rng(seed)
-    for i in range(MAX_STEPS[TextEnv if isinstance(env, TextEnv) else TokenEnv]):
+    for i in range(_max_steps(env)):
         if actions is not None:
             yield actions[i % len(actions)]
         elif isinstance(env, TextEnv):
@@ -315,6 +316,10 @@ def _actions(env: TokenEnv | TextEnv, seed: int, actions: Sequence[Any] | None) 
             yield env.setting.renderer.end_token
         else:
             yield int(rng.integers(len(env.tokenizer)))
+
+
+def _max_steps(env: TokenEnv | TextEnv) -> int:
+    return MAX_TURNS if isinstance(env, TextEnv) else max(MAX_TOKENS, MAX_FULL_TURNS * env.setting.max_new_tokens)
 
 
 def _replies(env: TokenEnv | TextEnv) -> list[tuple[str, Sequence[Any]]]:
@@ -347,8 +352,6 @@ def _corrupted(text: str) -> str:
 
 
 def _global_generators() -> tuple[Any, ...]:
-    import torch
-
     return random.getstate(), np.random.get_state(), torch.get_rng_state().numpy()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 from textgym.episode import Sample
 from textgym.errors import DataError
+from textgym.hashing import hashed_id, hashed_share
 from textgym.task import Task
 
 __all__ = ["SPLITS", "BuiltinTask", "DataTask", "Layout", "load_samples", "split_of"]
@@ -55,7 +55,7 @@ class Layout:
 
 def split_of(key: str) -> str:
     """The split of a sample whose data name none, by a hash of its id: 80% train, 10% validation, 10% test."""
-    position = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+    position = hashed_share(key)
     for name, share in zip(SPLITS, SHARES, strict=True):
         position -= share
         if position < 0:
@@ -140,7 +140,8 @@ class BuiltinTask(DataTask):
 
     Args:
         data: A source, see :func:`load_samples`, or the name of one of the task's layouts, for that data set from the
-            hub; the built-in samples where None.
+            hub; the built-in samples where None. A column ``demonstration`` is what a warm start imitates in place of
+            the first reference, see :meth:`demonstration`.
         columns: Which column is which, see :func:`load_samples`, or the name of the layout that a file has.
 
     Attributes:
@@ -164,9 +165,18 @@ class BuiltinTask(DataTask):
         super().__init__(data, layout, self.stop)
 
     @classmethod
-    def builtin(cls) -> Sequence[Sample]:
-        """The samples of all splits, always the same; they are divided by a hash of their ids."""
+    def builtin(cls) -> Sequence[Sample] | Mapping[str, Sequence[Sample]]:
+        """The samples, always the same: of all splits, to be divided by a hash of their ids, or by split."""
         raise NotImplementedError(f"{cls.__name__} has no samples of its own; give it data=...")
+
+    def demonstration(self, sample: Sample) -> list[str] | None:
+        """``meta["demonstration"]``, else the first reference; after the blank that begins a reply."""
+        reply = sample.meta.get("demonstration", next(iter(sample.references), None))
+        return None if reply is None else [f" {reply}"]
+
+    def lesson(self, sample: Sample) -> list[str] | None:
+        """The first reference, after the blank that begins a reply."""
+        return [f" {sample.references[0]}"] if sample.references else None
 
     def _layout(self, name: str) -> Layout:
         if name not in self.layouts:
@@ -242,7 +252,7 @@ def _item(row: Any, columns: Mapping[str, str], place: str, copies: Counter[str]
     prompt = reader.prompt()
     identity = reader.get("id")
     if identity is None:
-        key = hashlib.sha256(json.dumps(prompt).encode()).hexdigest()[:16]
+        key = hashed_id(json.dumps(prompt))
         copies[key] += 1
         identity = key if copies[key] == 1 else f"{key}-{copies[key]}"
     else:

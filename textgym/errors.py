@@ -16,6 +16,9 @@ TextGymWarning: something works, but not as one may think                       
 A reward that fails *while scoring* raises nothing: its score is marked (see :class:`textgym.Score`).
 """
 
+import difflib
+from collections.abc import Iterable
+
 __all__ = [
     "CheckpointError",
     "ConfigurationError",
@@ -28,7 +31,14 @@ __all__ = [
     "TextGymWarning",
     "TokenizerError",
     "UnknownEnvironmentError",
+    "did_you_mean",
 ]
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """``"Did you mean 'a' or 'b'?"``, up to three of the names that are like this one; empty if none is."""
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 class TextGymError(Exception):

@@ -7,7 +7,6 @@ point and never in ``EnvSpec.kwargs``, which Gymnasium deep-copies at every ``ma
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ import gymnasium
 from gymnasium.vector import VectorEnv
 
 from textgym.data import DataTask
-from textgym.errors import ConfigurationError, TextGymWarning, UnknownEnvironmentError
+from textgym.errors import ConfigurationError, TextGymWarning, UnknownEnvironmentError, did_you_mean
 from textgym.rewards import Reward
 from textgym.task import Task
 from textgym.text_env import TextEnv
@@ -137,8 +136,7 @@ def _known(id: str) -> str:
     if id in gymnasium.registry or ":" in id:  # "module:Name-v0" imports the module first
         return id
     ids = registered_ids()
-    close = difflib.get_close_matches(id, ids, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(map(repr, close))}?" if close else f"There are {', '.join(map(repr, ids))}."
+    hint = did_you_mean(id, ids) or f"There are {', '.join(map(repr, ids))}."
     raise UnknownEnvironmentError(f"no environment is registered as {id!r}. {hint}")
 
 

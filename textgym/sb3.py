@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
@@ -116,8 +117,13 @@ class SB3VecEnv(VecEnv):
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """The attribute of each environment."""
-        getter = getattr(self.venv, "get_attr", None)
-        values = getter(attr_name) if getter is not None else (getattr(self.venv, attr_name),) * self.num_envs
+        values: Sequence[Any]
+        if isinstance(self.venv, SyncVectorEnv):  # its own get_attr calls what can be called, such as a tokenizer
+            values = [env.get_wrapper_attr(attr_name) for env in self.venv.envs]
+        elif hasattr(self.venv, "get_attr"):
+            values = self.venv.get_attr(attr_name)
+        else:
+            values = (getattr(self.venv, attr_name),) * self.num_envs
         return [values[i] for i in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:

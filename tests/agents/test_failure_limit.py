@@ -1,4 +1,3 @@
-import csv
 import math
 import re
 import time
@@ -18,7 +17,7 @@ from textgym.agents.training import Training
 from textgym.agents.training_callbacks import FailureLimit, failure_text, too_many_failures
 from textgym.errors import ConfigurationError, RewardError
 from textgym.monitor import Monitor
-from textgym.rewards.composition import Timeout
+from textgym.rewards.parallel import Timeout
 
 ENV = "tests/Service-v0"
 
@@ -86,16 +85,6 @@ class Breaks(Monitor):
         self.notes.append(text)
 
 
-def progress_of(path):
-    with (path / "progress.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def without_clock(rows):
-    clock = ("time/fps", "time/time_elapsed", "time/iterations")
-    return [{name: float(value or "nan") for name, value in row.items() if name not in clock} for row in rows]
-
-
 @pytest.mark.parametrize(
     ("split", "after", "resumes_at"),
     [
@@ -121,7 +110,7 @@ def test_a_run_that_was_stopped_ends_as_one_whose_reward_never_failed(
     if resumes_at == "later":
         agent = PPO.load(path / "agent.zip")
         assert 0 < agent.num_timesteps < 120
-        assert agent.num_timesteps == int(progress_of(path)[-1]["time/total_timesteps"])
+        assert agent.num_timesteps == int(tiny_run.progress_of(path)[-1]["time/total_timesteps"])
     assert (path / "agent.zip").exists() is (resumes_at is not None)
 
     service.down = lambda episode: False
@@ -130,7 +119,11 @@ def test_a_run_that_was_stopped_ends_as_one_whose_reward_never_failed(
     assert all(set(figures) == {"accuracy", "reward", "unscored"} for figures in stages.values())
     for name in ("results.json", "validation.jsonl", "episodes.jsonl"):
         assert (path / name).read_text() == (finished / name).read_text(), name
-    pairs = zip(without_clock(progress_of(path)), without_clock(progress_of(finished)), strict=True)
+    pairs = zip(
+        tiny_run.without_clock(tiny_run.progress_of(path)),
+        tiny_run.without_clock(tiny_run.progress_of(finished)),
+        strict=True,
+    )
     assert all(row == pytest.approx(expected, nan_ok=True) for row, expected in pairs)
 
 
@@ -141,7 +134,7 @@ def test_failures_below_the_limit_are_counted_and_shown(model, service, tmp_path
     stages = Training.start(settings_of(model, **{"reward.max_failed_share": 0.9}), path, monitor).run()
     assert list(stages) == ["base", "sft", "ppo"]
     lines = [note.split() for note in monitor.notes if "have no score, such as: service: ConnectionError" in note]
-    rows = [row for row in progress_of(path) if float(row["rollout/failed"])]
+    rows = [row for row in tiny_run.progress_of(path) if float(row["rollout/failed"])]
     assert [int(float(row["rollout/failed"])) for row in rows] == [int(failed) for failed, *_ in lines]
     assert [float(row["rollout/failed_share"]) for row in rows] == [int(line[0]) / int(line[2]) for line in lines]
     assert sum(int(failed) for failed, *_ in lines) > 3

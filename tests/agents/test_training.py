@@ -1,4 +1,3 @@
-import csv
 import json
 import math
 import re
@@ -55,16 +54,6 @@ def read(path, name):
     return json.loads((path / name).read_text())
 
 
-def progress_of(path):
-    with (path / "progress.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
-def without_clock(rows):
-    clock = ("time/fps", "time/time_elapsed", "time/iterations")
-    return [{name: float(value or "nan") for name, value in row.items() if name not in clock} for row in rows]
-
-
 def test_results_have_the_form_that_others_read(finished):
     results = read(finished, "results.json")
     assert list(results) == ["stages"]
@@ -82,7 +71,7 @@ def test_the_folder_is_complete(finished):
     assert config["env"] == tiny_run.ENV
     assert config["options"]["ppo.gamma"] == 1.0
     assert {"python", "torch", "transformers", "stable-baselines3", "textgym"} <= config["versions"].keys()
-    rows = progress_of(finished)
+    rows = tiny_run.progress_of(finished)
     assert [int(row["time/iterations"]) for row in rows] == list(range(1, len(rows) + 1))
     assert {"rollout/kl", "rollout/accuracy", "reward/reward", "validation/accuracy"} <= rows[0].keys()
     assert list(finished.glob("events.out.tfevents*"))
@@ -146,7 +135,11 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(model, finished, tm
         assert (path / name).read_text() == (finished / name).read_text(), name
     names = {file.name for file in finished.iterdir() if "tfevents" not in file.name}
     assert names <= {file.name for file in path.iterdir()}
-    pairs = zip(without_clock(progress_of(path)), without_clock(progress_of(finished)), strict=True)
+    pairs = zip(
+        tiny_run.without_clock(tiny_run.progress_of(path)),
+        tiny_run.without_clock(tiny_run.progress_of(finished)),
+        strict=True,
+    )
     assert all(row == pytest.approx(expected, nan_ok=True) for row, expected in pairs)
 
 
@@ -167,8 +160,8 @@ def test_ctrl_c_in_ppo_ends_the_iteration_first(model, finished, tmp_path):
         Training.start(settings_of(model), path, CtrlC("ppo", 1)).run()
     assert signal.getsignal(signal.SIGINT) is before
     assert "Ctrl-C again stops at once" in notes[-1]
-    assert len(progress_of(path)) == 1
-    assert PPO.load(path / "agent.zip").num_timesteps == int(progress_of(path)[0]["time/total_timesteps"])
+    assert len(tiny_run.progress_of(path)) == 1
+    assert PPO.load(path / "agent.zip").num_timesteps == int(tiny_run.progress_of(path)[0]["time/total_timesteps"])
     Training.resume(path).run()
     assert (path / "results.json").read_text() == (finished / "results.json").read_text()
 

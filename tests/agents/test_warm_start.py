@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -120,6 +122,15 @@ def test_early_stopping_restores_the_best_epoch(capitals_env):
     assert len(losses) < 30
     assert losses[-1] == max(losses[-2:])
     assert demonstration_loss(policy, examples[2:]).item() == pytest.approx(min(losses), abs=1e-5)
+
+
+def test_a_warm_start_that_diverges_at_once_changes_nothing(capitals_env):
+    examples, policy = demonstrations_of(capitals_env), policy_for(capitals_env)
+    before = demonstration_loss(policy, examples).item()
+    losses = imitate(policy, examples, epochs=3, batch_size=1, learning_rate=1e30, validation=examples)
+    assert len(losses) == 1
+    assert not math.isfinite(losses[0])
+    assert demonstration_loss(policy, examples).item() == before
 
 
 def test_no_epochs_is_an_error(capitals_env):

@@ -107,6 +107,12 @@ def test_demonstrations_of_other_data_are_their_references():
     assert task.demonstration(Sample("a", "def f(x):\n")) is None
 
 
+def test_a_lesson_is_the_body_as_it_stands(task):
+    sample = task.samples("train")[0]
+    assert task.lesson(sample) == [sample.references[0]]
+    assert task.lesson(Sample("a", "def f(x):\n")) is None
+
+
 SAMPLE = Sample(
     "a", "def f(x):\n    '''x + 1'''\n", (), {"entry_point": "f", "tests": [[[i], i + 1] for i in range(4)]}
 )

@@ -58,6 +58,12 @@ def test_metrics_by_hand(task):
         "ended": 0.5,
         "length": 5,
     }
+    assert task.metrics([told(Sample("x", "Tell me a story."), " A fox ran.")]).keys() == {
+        "distinct_2",
+        "ended",
+        "length",
+    }
+    assert task.metrics([]) == {}
 
 
 def test_a_sample_without_words_is_not_scored(task):

@@ -1,7 +1,7 @@
 from collections import Counter
 
 from textgym import Sample
-from textgym.envs.invention import Chance, demonstrated, prompted
+from textgym.envs.invention import Chance, capitalised, prompted
 
 
 def test_draws_depend_on_the_seed_alone():
@@ -25,13 +25,11 @@ def test_draws():
     assert 200 < sum(chance.happens(0.25) for _ in range(1000)) < 300
 
 
+def test_capitals_stay():
+    assert capitalised("a river in the Alps") == "A river in the Alps"
+
+
 def test_samples_have_ids_of_their_prompts():
     sample = prompted("Why?", ["Because."], level=3)
     assert sample == Sample(sample.id, "Why?", ("Because.",), {"level": 3})
     assert sample.id == prompted("Why?", []).id != prompted("Who?", []).id
-
-
-def test_demonstrations():
-    assert demonstrated(prompted("Why?", ["Because.", "Why not?"])) == [" Because."]
-    assert demonstrated(prompted("Why?", ["Because."], demonstration="Dunno.")) == [" Dunno."]
-    assert demonstrated(prompted("Why?", [])) is None

@@ -49,6 +49,7 @@ def test_metrics_by_hand(task):
     for episode, probability in zip(episodes, (0.2, 0.9), strict=True):
         episode.reward_parts["positive"] = probability
     assert task.metrics(episodes)["positive"] == 0.5
+    assert task.metrics([]) == {}
 
 
 def test_every_sentence_of_real_reviews_is_read():

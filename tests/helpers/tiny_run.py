@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -54,3 +56,15 @@ def save_model(folder, tokenizer):
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def progress_of(path):
+    """The rows of a run's progress.csv, as texts by column."""
+    with (path / "progress.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def without_clock(rows):
+    """The rows as numbers, without those that depend on how fast the machine is or where a run was resumed."""
+    clock = ("time/fps", "time/time_elapsed", "time/iterations")
+    return [{name: float(value or "nan") for name, value in row.items() if name not in clock} for row in rows]

@@ -35,8 +35,8 @@ def test_good_environments_pass(request, chat_tokenizer, level, name):
     assert state == random.getstate()
 
 
-@pytest.mark.parametrize("budget", [1, 2])
-def test_tiny_budgets_pass(capitals, tokenizer, budget):
+@pytest.mark.parametrize("budget", [1, 2, 600])
+def test_tiny_and_large_budgets_pass(capitals, tokenizer, budget):
     check_env(TokenEnv(capitals, tokenizer=tokenizer, max_new_tokens=budget))
 
 

@@ -262,6 +262,15 @@ def test_built_in_samples_are_divided_by_their_ids():
     assert task.stop == ("\n",)
 
 
+def test_demonstrations_and_lessons_begin_with_a_blank():
+    task, two = Lines(), ("Because.", "Why not?")
+    assert task.demonstration(Sample("a", "Why?", two)) == [" Because."]
+    assert task.demonstration(Sample("a", "Why?", two, {"demonstration": "Dunno."})) == [" Dunno."]
+    assert task.demonstration(Sample("a", "Why?")) is None
+    assert task.lesson(Sample("a", "Why?", two, {"demonstration": "Dunno."})) == [" Because."]
+    assert task.lesson(Sample("a", "Why?")) is None
+
+
 def test_a_layout_names_the_columns_of_a_file(tmp_path):
     path = tmp_path / "pairs.csv"
     path.write_text("question,answer\nWhy?,Because.\n")

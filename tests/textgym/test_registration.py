@@ -182,18 +182,20 @@ def test_third_parties_register_by_entry_point(monkeypatch, tokenizer, capitals)
 
 
 def test_import_is_light():
+    heavy = ("torch", "transformers", "stable_baselines3", "datasets", "textgym.envs.knowledge_qa")
+    heavy += ("asyncio", "concurrent.futures", "sqlite3", "ssl")  # some rewards need them
     code = (
-        "import sys, textgym; "
-        "print([m for m in ('torch', 'transformers', 'stable_baselines3', 'datasets', 'textgym.envs.knowledge_qa') "
-        "if m in sys.modules], 'textgym/KnowledgeQA-v0' in textgym.registered_ids())"
+        f"import sys, textgym, textgym.rewards; print([m for m in {heavy} if m in sys.modules], "
+        "'textgym/KnowledgeQA-v0' in textgym.registered_ids())"
     )
     result = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[] True"
 
 
-def test_public_names():
-    for name in textgym.__all__:
-        assert getattr(textgym, name) is not None
-        assert name in dir(textgym)
+@pytest.mark.parametrize("module", [textgym, textgym.rewards])
+def test_public_names(module):
+    for name in module.__all__:
+        assert getattr(module, name) is not None
+        assert name in dir(module)
     with pytest.raises(AttributeError, match="no_such_name"):
-        _ = textgym.no_such_name
+        _ = module.no_such_name

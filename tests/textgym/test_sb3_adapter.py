@@ -179,6 +179,15 @@ def test_attributes_and_methods(venv, chat_tokenizer):
     env.close()
 
 
+def test_an_attribute_that_can_be_called_is_not_called(capitals, chat_tokenizer):
+    make = [lambda: gym.wrappers.TimeLimit(TokenEnv(capitals, tokenizer=chat_tokenizer, max_context=48), 9)] * 3
+    env = sb3_vec_env(SyncVectorEnv(make, autoreset_mode=AutoresetMode.SAME_STEP))
+    assert env.get_attr("tokenizer", indices=[0, 2]) == [chat_tokenizer] * 2
+    assert env.has_attr("tokenizer")
+    assert not env.has_attr("no_such_thing")
+    assert env.env_method("action_masks", indices=1)[0].shape == (len(chat_tokenizer),)
+
+
 def test_evaluation(venv):
     env = sb3_vec_env(venv)
     agent = stable_baselines3.PPO("MultiInputPolicy", env, n_steps=8, batch_size=16, n_epochs=1)

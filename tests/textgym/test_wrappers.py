@@ -308,3 +308,5 @@ def test_names():
     assert known_name("b", {"a", "b"}, "letter") == "b"
     with pytest.raises(ConfigurationError, match=r"no animal 'dgo'. Did you mean 'dog'\?"):
         known_name("dgo", {"dog", "cat"}, "animal")
+    with pytest.raises(ConfigurationError, match=r"no animal 'unicorn'. There are 'cat', 'dog'\."):
+        known_name("unicorn", {"dog", "cat"}, "animal")

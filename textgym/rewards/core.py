@@ -18,7 +18,7 @@ from typing import Any, Literal
 from textgym.episode import Episode
 from textgym.errors import RewardError
 
-__all__ = ["Reward", "Score", "When", "as_reward", "gate", "one_moment", "reward"]
+__all__ = ["Reward", "RewardLike", "Score", "When", "as_reward", "gate", "one_moment", "reward"]
 
 When = Literal["episode", "turn", "token"]
 WHENS: tuple[When, ...] = ("token", "turn", "episode")
@@ -105,6 +105,9 @@ class Reward(ABC):
         return f"{type(self).__name__}(name={self.name!r}, when={self.when!r})"
 
 
+RewardLike = Reward | Callable[..., Any]
+
+
 def reward(function: Callable[..., Any] | None = None, *, name: str | None = None, when: When = "episode") -> Any:
     """Makes a :class:`Reward` of a plain function; also a decorator.
 
@@ -119,7 +122,7 @@ def reward(function: Callable[..., Any] | None = None, *, name: str | None = Non
     return _FunctionReward(function, name, when)
 
 
-def as_reward(value: Reward | Callable[..., Any]) -> Reward:
+def as_reward(value: RewardLike) -> Reward:
     """The value itself if it is a Reward, a plain function wrapped as one.
 
     Raises:

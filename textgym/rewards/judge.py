@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from textgym.episode import Episode
 from textgym.errors import ConfigurationError, TextGymWarning
+from textgym.hashing import hashed_id
 from textgym.rewards.core import Reward, Score
 from textgym.rewards.models import check_template, prompt_and_response
 
@@ -153,8 +154,7 @@ class Judge(Reward):
         """The request's body."""
         prompt, response = prompt_and_response(episode)
         references = episode.sample.references
-        texts = json.dumps([prompt, response, *references])
-        boundary = hashlib.sha256(texts.encode()).hexdigest()[:16]
+        boundary = hashed_id(json.dumps([prompt, response, *references]))
 
         def framed(name: str, text: str) -> str:
             return f"<{name} {boundary}>\n{text}\n</{name} {boundary}>"

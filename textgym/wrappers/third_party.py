@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 import random
 import warnings
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from textgym.errors import ConfigurationError
+from textgym.errors import ConfigurationError, did_you_mean
 
 __all__ = ["Containment", "known_name", "optional_package"]
 
@@ -71,13 +70,13 @@ def known_name(name: str, names: Iterable[str], what: str) -> str:
     """The name itself.
 
     Raises:
-        ConfigurationError: It is none of the names; the message has the closest ones.
+        ConfigurationError: It is none of the names; the message has the closest ones, or all.
     """
     names = sorted(names)
     if name in names:
         return name
-    close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5) or names
-    raise ConfigurationError(f"there is no {what} {name!r}. Did you mean {' or '.join(map(repr, close))}?")
+    hint = did_you_mean(str(name), names) or f"There are {', '.join(map(repr, names))}."
+    raise ConfigurationError(f"there is no {what} {name!r}. {hint}")
 
 
 def _global_states() -> tuple[Any, Any]:

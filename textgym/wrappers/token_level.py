@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +12,7 @@ from gymnasium import spaces
 
 from textgym.episode import Episode, Sample
 from textgym.errors import ConfigurationError
+from textgym.hashing import hashed_id
 from textgym.rendering import Format
 from textgym.rewards import Reward, Score
 from textgym.task import Task
@@ -181,8 +181,7 @@ class _EnvReward(Reward):
 
 
 def _sample(text: str) -> Sample:
-    identity = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return Sample(identity, [{"role": "user", "content": text}])
+    return Sample(hashed_id(text), [{"role": "user", "content": text}])
 
 
 def _check_text(text: Any) -> None:
