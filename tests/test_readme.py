@@ -1,4 +1,4 @@
-"""The README's Python blocks run as they stand, and so do the examples."""
+"""The README's Python blocks run as they stand, and print what it says; the examples run too."""
 
 import re
 import runpy
@@ -9,13 +9,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+BLOCKS = re.findall(  # code, and what it prints where that follows
+    r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+)
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
-def test_readme_block_runs(number, tmp_path, monkeypatch):
+def test_readme_block_runs(number, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    exec(compile(BLOCKS[number], f"README.md, Python block {number + 1}", "exec"), {"__name__": "__main__"})
+    code, printed = BLOCKS[number]
+    exec(compile(code, f"README.md, Python block {number + 1}", "exec"), {"__name__": "__main__"})
+    if printed:
+        assert capsys.readouterr().out == printed
+
+
+def test_some_blocks_say_what_they_print():
+    assert sum(bool(printed) for _, printed in BLOCKS) >= 2
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
