@@ -18,10 +18,12 @@ from textgym.errors import DataError
 from textgym.hashing import hashed_id, hashed_share
 from textgym.task import Task
 
-__all__ = ["SPLITS", "BuiltinTask", "DataTask", "Layout", "load_samples", "split_of"]
+__all__ = ["SPLITS", "BuiltinTask", "DataTask", "Layout", "builtin_split_of", "load_samples", "split_of"]
 
 SPLITS = ("train", "validation", "test")
 SHARES = (0.8, 0.1, 0.1)
+WARM_START = "warm_start"
+WARM_START_SHARE = 0.5  # of the built-in train split
 TABLE_TYPES = (".csv", ".tsv")
 FILE_TYPES = (".jsonl", ".json", *TABLE_TYPES, ".parquet")
 FIELDS = ("prompt", "references", "id", "split")
@@ -61,6 +63,16 @@ def split_of(key: str) -> str:
         if position < 0:
             return name
     return SPLITS[-1]
+
+
+def builtin_split_of(key: str) -> str:
+    """The split of a built-in sample: of those that :func:`split_of` puts into train, half are the warm start's.
+
+    A model is sure of the prompts whose replies it has imitated, and what it is sure of it does not explore.
+    """
+    split = split_of(key)
+    is_imitated = split == "train" and hashed_share(f"{WARM_START}\n{key}") < WARM_START_SHARE
+    return WARM_START if is_imitated else split
 
 
 def load_samples(source: Source, columns: Columns | Layout | None = None) -> dict[str, list[Sample]]:
@@ -158,6 +170,8 @@ class BuiltinTask(DataTask):
             if columns is not None:
                 raise DataError(f"columns={columns!r} without data: they say how to read data=...")
             data = self.builtin()
+            if not isinstance(data, Mapping):
+                data = _by_split(data)
         layout: Columns | Layout | None = self._layout(columns) if isinstance(columns, str) else columns
         if isinstance(data, str) and data in self.layouts:
             layout = self.layouts[data]
@@ -166,7 +180,7 @@ class BuiltinTask(DataTask):
 
     @classmethod
     def builtin(cls) -> Sequence[Sample] | Mapping[str, Sequence[Sample]]:
-        """The samples, always the same: of all splits, to be divided by a hash of their ids, or by split."""
+        """The samples, always the same: by split, or all of them, for :func:`builtin_split_of` to divide."""
         raise NotImplementedError(f"{cls.__name__} has no samples of its own; give it data=...")
 
     def demonstration(self, sample: Sample) -> list[str] | None:
@@ -178,11 +192,22 @@ class BuiltinTask(DataTask):
         """The first reference, after the blank that begins a reply."""
         return [f" {sample.references[0]}"] if sample.references else None
 
+    def warm_start_samples(self) -> Sequence[Sample]:
+        """Those of the split ``"warm_start"``, which the built-in samples have, else of the train split."""
+        return self.samples(WARM_START if WARM_START in self._samples else "train")
+
     def _layout(self, name: str) -> Layout:
         if name not in self.layouts:
             known = ", ".join(map(repr, self.layouts)) or "none"
             raise DataError(f"{type(self).__name__} knows no layout {name!r}; there are {known}, or columns={{...}}.")
         return self.layouts[name]
+
+
+def _by_split(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
+    splits: dict[str, list[Sample]] = {split: [] for split in (WARM_START, *SPLITS)}
+    for sample in samples:
+        splits[builtin_split_of(sample.id)].append(sample)
+    return splits
 
 
 class _Item(NamedTuple):

@@ -10,6 +10,7 @@ from textgym.envs.dialogue_reply import CONTEXT, DialogueReply
 from textgym.errors import DataError
 
 SPLITS = ("train", "validation", "test")
+BUILTIN_SPLITS = ("warm_start", *SPLITS)
 
 
 @pytest.fixture(scope="module")
@@ -21,25 +22,27 @@ def said(sample, text):
     return Episode(sample, [Turn("assistant", text)])
 
 
-def splits_of_prompts(task):
+def splits_of_prompts(task, splits):
     found = defaultdict(set)
-    for split in SPLITS:
+    for split in splits:
         for sample in task.samples(split):
             found[str(sample.prompt)].add(split)
     return found
 
 
 def test_builtin_contexts_are_divided_by_conversation(task):
-    sizes = {split: len(task.samples(split)) for split in SPLITS}
+    sizes = {split: len(task.samples(split)) for split in BUILTIN_SPLITS}
     assert sum(sizes.values()) == sum(map(len, DialogueReply.builtin().values())) > 4900
-    assert sizes["train"] > 3900
+    assert sizes["train"] + sizes["warm_start"] > 3900
     assert min(sizes["validation"], sizes["test"]) > 450
-    conversations = {split: {sample.id.rpartition("/")[0] for sample in task.samples(split)} for split in SPLITS}
+    conversations = {
+        split: {sample.id.rpartition("/")[0] for sample in task.samples(split)} for split in BUILTIN_SPLITS
+    }
     assert sum(map(len, conversations.values())) == len(set().union(*conversations.values())) > 1000
 
 
 def test_no_builtin_context_comes_twice(task):
-    assert len(splits_of_prompts(task)) == sum(len(task.samples(split)) for split in SPLITS)
+    assert len(splits_of_prompts(task, BUILTIN_SPLITS)) == sum(len(task.samples(split)) for split in BUILTIN_SPLITS)
 
 
 def test_builtin_contexts_end_with_the_user_and_are_short(task):
@@ -151,7 +154,7 @@ def test_real_dialogues(file, layout, n_samples):
     task = DialogueReply(shared_data(file), layout)
     assert len(task.samples("all")) == n_samples
     assert sum(len(task.samples(split)) for split in SPLITS) == n_samples
-    assert all(len(splits) == 1 for splits in splits_of_prompts(task).values())
+    assert all(len(splits) == 1 for splits in splits_of_prompts(task, SPLITS).values())
     if layout == "sgd":  # 1,331 dialogues, 8,425 system turns, two of them blank
         dialogues = {split: {s.id.partition("/")[0] for s in task.samples(split)} for split in SPLITS}
         assert sum(map(len, dialogues.values())) == len(set().union(*dialogues.values())) == 1331

@@ -101,7 +101,12 @@ def test_a_weighted_sum_still_adds_up(tokenizer):
 
 
 def test_samples():
-    assert [sample.prompt for sample in Identity().samples("test")][6:10] == ["a a a a a a a", "a a a a a a a a", "b", "b b"]
+    assert [sample.prompt for sample in Identity().samples("test")][6:10] == [
+        "a a a a a a a",
+        "a a a a a a a a",
+        "b",
+        "b b",
+    ]
     assert Identity().samples("train") == Identity().samples("validation") == Identity().samples("test")
     assert Increasing().samples("test")[7].prompt == "7:"
     assert Increasing().samples("test")[7].references == (" 8 9 10 11 12",)

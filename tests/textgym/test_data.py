@@ -256,9 +256,13 @@ def _exchanges(turns):
 def test_built_in_samples_are_divided_by_their_ids():
     task = Lines()
     assert len(task.samples("all")) == 200
-    assert 140 < len(task.samples("train")) < 180
+    assert 60 < len(task.samples("train")) < 100
+    assert 60 < len(task.samples("warm_start")) < 100
     for split in ("train", "validation", "test"):
         assert {split_of(sample.id) for sample in task.samples(split)} == {split}
+    assert {split_of(sample.id) for sample in task.samples("warm_start")} == {"train"}
+    assert task.warm_start_samples() == task.samples("warm_start")
+    assert sum(len(task.samples(split)) for split in ("warm_start", "train", "validation", "test")) == 200
     assert task.stop == ("\n",)
 
 
@@ -269,6 +273,11 @@ def test_demonstrations_and_lessons_begin_with_a_blank():
     assert task.demonstration(Sample("a", "Why?")) is None
     assert task.lesson(Sample("a", "Why?", two, {"demonstration": "Dunno."})) == [" Because."]
     assert task.lesson(Sample("a", "Why?")) is None
+
+
+def test_the_warm_start_of_data_of_ones_own_is_their_train_split():
+    task = Lines([{"prompt": "a", "references": "b", "split": "train"}, {"prompt": "c", "split": "test"}])
+    assert task.warm_start_samples() == task.samples("train")
 
 
 def test_a_layout_names_the_columns_of_a_file(tmp_path):
