@@ -182,6 +182,7 @@ def _evaluate(settings: Settings, split: str, sample: bool, screen: _Screen) -> 
 
     from textgym.agents.playing import play_policy
     from textgym.agents.run_settings import load_policy, make_env
+    from textgym.agents.training_callbacks import SHOWN_FAILURES, failure_text
     from textgym.evaluation import summarise
 
     venv = make_env(settings, split)
@@ -191,6 +192,8 @@ def _evaluate(settings: Settings, split: str, sample: bool, screen: _Screen) -> 
     screen.stage("evaluate", f"{len(venv.samples)} episodes")
     counter = EpisodeCounter(screen, len(venv.samples))
     episodes = play_policy(policy, venv, deterministic=not sample, seed=settings.seed, on_episode=counter)
+    for episode in [episode for episode in episodes if episode.score_status != "ok"][:SHOWN_FAILURES]:
+        screen.note(failure_text(episode.score_status, episode.record()))
     return summarise(venv.task, episodes, seed=settings.seed)
 
 

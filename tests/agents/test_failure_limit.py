@@ -1,8 +1,6 @@
 import math
 import re
-import time
 
-import numpy as np
 import pytest
 import stable_baselines3
 import tiny_run
@@ -10,14 +8,12 @@ import torch
 from toy import MODELS, ToyEnv
 
 import textgym
-from textgym import Reward, Score
 from textgym.agents import PPO
 from textgym.agents.run_settings import Settings
 from textgym.agents.training import Training
 from textgym.agents.training_callbacks import FailureLimit, failure_text, too_many_failures
 from textgym.errors import ConfigurationError, RewardError
 from textgym.monitor import Monitor
-from textgym.rewards.parallel import Timeout
 
 ENV = "tests/Service-v0"
 
@@ -326,75 +322,3 @@ def test_a_failure_for_people_to_read():
         f"    reply '{'x' * 300} ...'",
     ]
     assert failure_text("why", None) == "  no score: why"
-
-
-# ------------------------------------------------------------ PPO under faults
-
-
-def odd(response):
-    """Whether a reply's score fails: about every other one, the same each time."""
-    return len(response) % 2 == 1
-
-
-class WrongLength(Reward):
-    def score(self, episodes):
-        return [Score(1.0) for episode in episodes if not odd(episode.response)]
-
-
-def fault(response, kind):
-    if not odd(response):
-        return 1.0
-    if kind == "raise":
-        raise RuntimeError("told to")
-    if kind == "hang":
-        time.sleep(1000)
-    return math.nan
-
-
-FAULTS = {
-    "raise": (lambda response: fault(response, "raise"), "RuntimeError: told to"),
-    "nan": (lambda response: fault(response, "nan"), "returned nan"),
-    "hang": (Timeout(lambda response: fault(response, "hang"), 0.02), "no score within 0.02 s"),
-    "wrong length": (WrongLength(), "returned 0 scores for 1 episodes"),
-}
-
-
-@pytest.mark.parametrize("kind", FAULTS)
-def test_ppo_loses_no_episode_to_a_fault(kind, tokenizer, model):
-    reward, status = FAULTS[kind]
-    venv = textgym.TokenVectorEnv(tiny_run.Sums(), 4, reward=reward, tokenizer=tokenizer, max_context=48)
-    agent = PPO(
-        "CausalLMPolicy", venv, n_episodes=12, batch_size=64, n_epochs=1, gamma=1.0, learning_rate=1e-3, seed=0,
-        device="cpu", policy_kwargs={"model": model},
-    )  # fmt: skip
-    seen = []
-
-    class Look(stable_baselines3.common.callbacks.BaseCallback):
-        def _on_step(self):
-            seen.extend(info for info in self.locals["infos"] if "episode_record" in info)
-            return True
-
-        def _on_rollout_end(self):
-            buffer = agent.rollout_buffer
-            self.of_this_rollout = len(buffer.segments), buffer.n_unscored
-            trained = np.zeros_like(buffer.unscored)
-            trained[buffer.all_indices()] = True
-            assert not (trained & buffer.unscored).any()
-
-    look = Look()
-    agent.learn(1, callback=look)
-    n_scored, n_unscored = look.of_this_rollout
-    assert n_scored + n_unscored == 12
-    assert n_scored > 0
-    assert n_unscored > 0
-    for info in seen:
-        failed = odd(info["response"])
-        assert (info["score_status"] != "ok") is failed
-        if failed:
-            assert status in info["score_status"]
-            assert info["episode_record"]["reward"] == 0.0
-            assert "episode" not in info
-        else:
-            assert info["episode_record"]["reward"] == info["episode"]["r"] == 1.0
-    assert {record["r"] for record in agent.ep_info_buffer} == {1.0}
-    assert all(math.isfinite(value) for value in parameters(agent))

@@ -102,6 +102,27 @@ def test_data_of_ones_own_with_columns_and_a_reward(model, tmp_path, monkeypatch
     assert -60 < json.loads((tmp_path / "figures.json").read_text())["metrics"]["reward"]["value"] <= 0
 
 
+def test_an_evaluation_shows_what_could_not_be_scored(model, tmp_path, monkeypatch):
+    (tmp_path / "services.py").write_text(
+        "def service(episode):\n"
+        "    if episode.sample.id != 'test5':\n"
+        "        raise ConnectionError('down')\n"
+        "    return 1.0\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    result = run(
+        "evaluate", tiny_run.ENV, "--model", model, "--reward", "services:service", "--out", "figures.json", *TINY
+    )
+    assert result.exit_code == 0, result.output
+    assert result.output.count("no score: service: ConnectionError: down") == 3
+    for i in range(3):
+        assert f"sample 'test{i}'\n    prompt '{20 + i}+1='\n    reply " in result.output
+    assert "unscored episodes" in result.output
+    metrics = json.loads((tmp_path / "figures.json").read_text())["metrics"]
+    assert (metrics["unscored"]["value"], metrics["unscored"]["n"]) == (5, 6)
+    assert (metrics["reward"]["value"], metrics["reward"]["n"]) == (1.0, 1)
+
+
 def test_columns_and_settings_are_read():
     assert _columns(["prompt=Where is {x}, roughly?,references=y"]) == {
         "prompt": "Where is {x}, roughly?",

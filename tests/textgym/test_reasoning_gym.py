@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import textgym
-from textgym import Episode, TextEnv, TokenVectorEnv, Turn
+from textgym import Episode, TextEnv, TokenEnv, TokenVectorEnv, Turn
 from textgym.errors import ConfigurationError, DataError, PromptTooLongError, TextGymWarning
 from textgym.wrappers import ReasoningGymTask, reasoning_gym
 from textgym.wrappers.procedural import EXECUTING
@@ -71,6 +71,11 @@ def test_every_data_set(name, tokenizer, tmp_path):
     reply = f"__import__('pathlib').Path({str(marker)!r}).touch()"
     pickle.loads(pickle.dumps(reward)).score_at("episode", [Episode(sample, [Turn("assistant", reply)])])
     assert marker.exists() == (name in EXECUTING)
+
+
+def test_a_mixture_of_data_sets(tokenizer):
+    """The one data set that :func:`test_every_data_set` cannot make without being told of which others."""
+    textgym.check_env(TokenEnv(composite(names=["gcd", "leg_counting"], size=30), tokenizer=tokenizer))
 
 
 def test_an_episode(tokenizer):
