@@ -20,7 +20,7 @@ from textgym.rewards import Reward, Score
 
 __all__ = ["CLERKS", "BookingReward", "Clerk", "Dialogue", "builtin_goals", "user_in"]
 
-N_SAMPLES = 5_000
+N_SAMPLES = 10_000
 SEED = (2026, 3, 7)
 OPENINGS = ("I'd like {}.", "Hello, I want {}.", "I'd like to book {}.")
 PLACES = {"train": CITIES, "taxi": SIGHTS}
@@ -162,7 +162,7 @@ class Dialogue(BuiltinTask):
     Args:
         data: Goals of one's own: rows whose ``prompt`` is the user's opening, with a column for each field of
             :class:`~textgym.envs.user_simulator.Goal` that isn't at its default, ``told`` left out, and optionally
-            ``clerk``, who demonstrates it; by default 5,000 built-in ones.
+            ``clerk``, who demonstrates it; by default 10,000 built-in ones.
         columns: Which column is which, see :func:`textgym.data.load_samples`.
 
     Raises:

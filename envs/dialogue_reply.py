@@ -22,7 +22,7 @@ from textgym.rewards.lexical import ChrF, TokenF1
 
 __all__ = ["DialogueReply"]
 
-N_CONVERSATIONS = 1_250
+N_CONVERSATIONS = 2_500
 SEED = (2026, 3, 8)
 CONTEXT = 5
 """Messages before a reply, at most; an odd number, so that where speakers take turns the other one begins."""

@@ -22,7 +22,7 @@ from textgym.rewards.abstain import ABSTENTIONS
 __all__ = ["GroundedQA", "grounded_prompt"]
 
 ABSTENTION = ABSTENTIONS[0]
-N_SAMPLES = 5_000
+N_SAMPLES = 10_000
 SEED = (2026, 3, 2)
 UNANSWERABLE_SHARE = 0.5
 UNMENTIONED_SHARE = 0.4  # of the unanswerable questions: what they ask is said of nobody

@@ -20,7 +20,7 @@ from textgym.rewards.lexical import Contains, Length, Rouge
 
 __all__ = ["KeyFactCoverage", "Summarization", "summary_prompt"]
 
-N_SAMPLES = 5_000
+N_SAMPLES = 10_000
 SEED = (2026, 3, 3)
 EXTRACT_SHARE = 0.65  # of the demonstrations: the beginning of the passage
 LONG_SHARE = 0.3  # of these: two sentences, not one

@@ -19,7 +19,7 @@ from textgym.rewards.lexical import Bleu, ChrF, ExactMatch
 
 __all__ = ["Translation", "translation_prompt"]
 
-N_SAMPLES = 5_000
+N_SAMPLES = 10_000
 SEED = (2026, 3, 1)
 LEARNER_SHARE = 0.6  # of the demonstrations
 LANGUAGES = {"de": "German", "es": "Spanish", "fr": "French"}

@@ -37,7 +37,7 @@ _ANSWER = re.compile(rf"\s*{NUMBER}\s*%?\.?\s*")
 _CALCULATION = re.compile(r"<<[^<>]*>>")
 
 LONG_REPLY = 400
-N_PROBLEMS = 5000
+N_PROBLEMS = 10_000
 SEED = (2026, 3, 2)
 OPERANDS = range(2, 16)
 LARGEST = 20  # of all numbers in the working
@@ -181,7 +181,7 @@ class Math(BuiltinTask):
 
 @cache
 def builtin_problems() -> tuple[Sample, ...]:
-    """5,000 different problems; ``meta`` has the number of steps of each, and the demonstration."""
+    """10,000 different problems; ``meta`` has the number of steps of each, and the demonstration."""
     tables = json.loads((Path(__file__).parent / "data" / "word_problems" / "problems.json").read_text("utf-8"))
     chance = Chance(SEED)
     samples: dict[str, Sample] = {}

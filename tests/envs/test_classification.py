@@ -13,7 +13,7 @@ from textgym.errors import DataError
 from textgym.rendering import load_tokenizer
 from textgym.rewards.abstain import exact_match
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("warm_start", "train", "validation", "test")
 HEDGES = {"hard to say", "not sure", "could be either", "somewhere in between"}
 
 
@@ -29,7 +29,7 @@ def review(sample):
 def test_reviews_are_english_and_other_ones_in_every_split(task):
     texts = {split: {review(sample) for sample in task.samples(split)} for split in SPLITS}
     assert sum(map(len, texts.values())) == len(set().union(*texts.values())) == 5000
-    assert len(texts["train"]) > 3900
+    assert len(texts["train"]) > 1900
     assert min(map(len, texts.values())) > 450
     for text in set().union(*texts.values()):
         assert re.fullmatch(r"[A-Z][-a-zI',; ]*(\. [A-Z][-a-zI', ]*)?\.", text), text

@@ -63,16 +63,16 @@ def test_the_passages_say_what_the_references_say():
         assert sample.references[0] == values.pop(name, ABSTENTION), sample
         lures += sample.references[0] == ABSTENTION and bool(values)
         assert sample.meta["demonstration"] in {sample.references[0], ABSTENTION, *values.values()}
-    assert 0.25 < lures / 5000 < 0.35
+    assert 0.25 < lures / 10_000 < 0.35
 
 
 def test_samples(task):
-    sizes = {split: len(task.samples(split)) for split in ("train", "validation", "test")}
-    assert sum(sizes.values()) == len({sample.prompt for sample in task.samples("all")}) == 5000
+    sizes = {split: len(task.samples(split)) for split in ("warm_start", "train", "validation", "test")}
+    assert sum(sizes.values()) == len({sample.prompt for sample in task.samples("all")}) == 10_000
     assert sizes["train"] > 3900
     assert min(sizes.values()) > 450
     unanswerable = [sample for sample in task.samples("all") if sample.references == (ABSTENTION,)]
-    assert 0.47 < len(unanswerable) / 5000 < 0.53
+    assert 0.47 < len(unanswerable) / 10_000 < 0.53
 
 
 def test_prompts_and_replies_are_short(task):

@@ -23,8 +23,8 @@ def mean_reward(task, samples, reply_of):
 
 
 def test_samples(task):
-    sizes = {split: len(task.samples(split)) for split in ("train", "validation", "test")}
-    assert sum(sizes.values()) == len({sample.prompt for sample in task.samples("all")}) == 5000
+    sizes = {split: len(task.samples(split)) for split in ("warm_start", "train", "validation", "test")}
+    assert sum(sizes.values()) == len({sample.prompt for sample in task.samples("all")}) == 10_000
     assert sizes["train"] > 3900
     assert min(sizes.values()) > 450
     for sample in task.samples("all"):
@@ -52,7 +52,7 @@ def test_most_demonstrations_copy_the_beginning(task):
     samples = task.samples("all")
     replies = [task.demonstration(sample)[0] for sample in samples]
     copied = [sample.prompt.startswith(f"Text:{reply}") for sample, reply in zip(samples, replies, strict=True)]
-    assert abs(sum(copied) / 5000 - EXTRACT_SHARE) < 0.02
+    assert abs(sum(copied) / 10_000 - EXTRACT_SHARE) < 0.02
     good = [
         reply[1:] in sample.references for sample, reply, copy in zip(samples, replies, copied, strict=True) if not copy
     ]

@@ -14,13 +14,13 @@ def task():
 
 
 def test_samples(task):
-    sizes = {split: len(task.samples(split)) for split in ("train", "validation", "test")}
-    assert sum(sizes.values()) == len(Translation.builtin()) == 5000
+    sizes = {split: len(task.samples(split)) for split in ("warm_start", "train", "validation", "test")}
+    assert sum(sizes.values()) == len(Translation.builtin()) == 10_000
     assert sizes["train"] > 3900
     assert min(sizes.values()) > 450
     samples = task.samples("all")
-    assert len({sample.prompt for sample in samples}) == 5000
-    assert 0.2 < sum(len(sample.references) == 2 for sample in samples) / 5000 < 0.4
+    assert len({sample.prompt for sample in samples}) == 10_000
+    assert 0.2 < sum(len(sample.references) == 2 for sample in samples) / 10_000 < 0.4
     assert {len(sample.references) for sample in samples} == {1, 2}
     first = Translation.builtin()[0]
     assert first.prompt == "English: Does he eat an orange tomorrow?\nGerman:"

@@ -11,7 +11,7 @@ from textgym.envs.word_problems import Math, MathAnswer, answer_of, builtin_prob
 from textgym.errors import DataError
 from textgym.rendering import load_tokenizer
 
-SPLITS = ("train", "validation", "test")
+SPLITS = ("warm_start", "train", "validation", "test")
 PROMPT = re.compile(r"Question: (.*)\nEnd with #### and the number\.\nAnswer:")
 
 
@@ -139,7 +139,7 @@ def test_metrics_of_worked_episodes(task):
 
 def test_problems_are_english_and_other_ones_in_every_split(task):
     questions = {split: {PROMPT.fullmatch(s.prompt)[1] for s in task.samples(split)} for split in SPLITS}
-    assert sum(map(len, questions.values())) == len(set().union(*questions.values())) == 5000
+    assert sum(map(len, questions.values())) == len(set().union(*questions.values())) == 10_000
     assert len(questions["train"]) > 3900
     assert min(map(len, questions.values())) > 450
     for question in set().union(*questions.values()):
