@@ -28,6 +28,7 @@ from textgym.agents.training_callbacks import (
     LiveFigures,
     ModelSelection,
     failure_text,
+    start_values_at,
     too_many_failures,
 )
 from textgym.agents.warm_start import demonstrations, imitate
@@ -276,6 +277,8 @@ class Training:
         weights = torch.load(self.folder / BEST, weights_only=True) if progress else None
 
         def on_evaluation(steps: int, summary: Mapping[str, Estimate], is_best: bool) -> None:
+            if steps == 0 and "reward" in summary:
+                start_values_at(agent.policy, summary["reward"]["value"])
             self.monitor.note(_evaluation_line(steps, summary, self.task, is_best))
             row = {"timesteps": steps, "best": is_best, "metrics": summary}
             earlier = [row for row in self.folder.read_lines(VALIDATION) if row["timesteps"] < steps]

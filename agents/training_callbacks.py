@@ -11,7 +11,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import CSVOutputFormat
 from stable_baselines3.common.utils import set_random_seed
-from torch import Tensor
+from torch import Tensor, nn
 
 from textgym.errors import ConfigurationError, RewardError
 from textgym.evaluation import Estimate
@@ -25,6 +25,7 @@ __all__ = [
     "LiveFigures",
     "ModelSelection",
     "failure_text",
+    "start_values_at",
     "too_many_failures",
 ]
 
@@ -33,6 +34,16 @@ Summary = dict[str, Estimate]
 SHOWN_FAILURES = 3
 """How many of a run's failed scores are shown with their episodes."""
 SHOWN_CHARACTERS = 300
+
+
+def start_values_at(policy: Any, mean: float) -> None:
+    """Lets a value head that is all zeros, and so knows nothing, say the mean reward of an episode.
+
+    It would else learn this constant through its weights, in steps that make it say noise.
+    """
+    head = policy.value_head
+    if not any(parameter.any() for parameter in head.parameters()):
+        nn.init.constant_(head.bias, mean)
 
 
 class EpisodeMetrics(BaseCallback):

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from textgym.data import BuiltinTask, Columns, Layout, Row, Source
 from textgym.envs.invention import Chance, capitalised, prompted
+from textgym.envs.recipe import COMMON
 from textgym.episode import Episode, Sample
 from textgym.rewards import ExactMatch
 from textgym.rewards.abstain import normalize_answer
@@ -96,6 +97,7 @@ class Classification(BuiltinTask):
     reward = ExactMatch()
     stop = ("\n",)
     max_new_tokens = 12
+    recipe = MappingProxyType({**COMMON, "total_timesteps": 30_000, "ppo.n_episodes": 512, "ppo.batch_size": 512})
     headline_metrics = ("accuracy", "macro_f1", "no_class_rate")
     layouts = MappingProxyType(
         {

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from textgym.data import BuiltinTask, Columns, Layout, Row, Source
 from textgym.envs.invention import Chance, prompted
+from textgym.envs.recipe import COMMON
 from textgym.episode import Episode, Prompt, Sample
 from textgym.rewards.unit_tests import UnitTests
 
@@ -53,6 +54,7 @@ class Code(BuiltinTask):
 
     stop = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # section 2.3 of Chen et al.
     max_new_tokens = 48
+    recipe = MappingProxyType({**COMMON, "total_timesteps": 50_000, "warm_start.epochs": 6})
     headline_metrics = ("pass@1", "tests_passed", "syntax_error_rate")
     layouts = MappingProxyType(
         {

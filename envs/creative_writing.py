@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from textgym.data import BuiltinTask, Layout, Row
 from textgym.envs.invention import Chance, capitalised
+from textgym.envs.recipe import COMMON
 from textgym.envs.report import LENGTH, mean_scores
 from textgym.episode import Episode, Sample
 from textgym.rendering import load_tokenizer
@@ -139,6 +140,7 @@ class CreativeWriting(BuiltinTask):
 
     stop = ("\n",)
     max_new_tokens = 56
+    recipe = MappingProxyType({**COMMON, "total_timesteps": 100_000, "warm_start.epochs": 4})
     headline_metrics = ("coverage", "all_words", "distinct_2", "ended")
     layouts = MappingProxyType({"self_instruct": Layout("yizhongw/self_instruct", rows=_instructions)})
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from textgym.data import BuiltinTask, Columns, Source
 from textgym.envs.invention import Chance, capitalised
+from textgym.envs.recipe import COMMON
 from textgym.envs.user_simulator import CITIES, DOMAINS, SIGHTS, SLOTS, Goal, User
 from textgym.episode import Episode, Sample
 from textgym.errors import DataError
@@ -172,6 +173,7 @@ class Dialogue(BuiltinTask):
     reward = BookingReward()
     stop = ("\n",)
     max_new_tokens = 32
+    recipe = MappingProxyType({**COMMON, "total_timesteps": 150_000, "warm_start.epochs": 3})
     headline_metrics = ("goal_completion", "turns", "contradictions", "repeated_questions")
 
     def __init__(self, data: Source | None = None, columns: Columns | str | None = None) -> None:

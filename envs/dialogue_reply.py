@@ -15,6 +15,7 @@ from typing import Any
 from textgym.data import SPLITS, WARM_START, BuiltinTask, Layout, Row, builtin_split_of, split_of
 from textgym.envs.dialogue import CLERKS, builtin_goals
 from textgym.envs.invention import Chance
+from textgym.envs.recipe import COMMON
 from textgym.envs.report import LENGTH, mean_scores
 from textgym.envs.user_simulator import Goal
 from textgym.episode import Episode, Sample
@@ -85,6 +86,7 @@ class DialogueReply(BuiltinTask):
     reward = 0.5 * TokenF1() + 0.5 * ChrF()
     stop = ("\n",)
     max_new_tokens = 48
+    recipe = MappingProxyType({**COMMON, "total_timesteps": 40_000, "warm_start.epochs": 3})
     headline_metrics = ("token_f1", "chrf")
     layouts = MappingProxyType(
         {

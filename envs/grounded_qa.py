@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from textgym.data import BuiltinTask, Columns, Layout, Row, Source
 from textgym.envs.invention import DAYS, PEOPLE, TOWNS, Chance, capitalised, prompted, words
+from textgym.envs.recipe import COMMON
 from textgym.envs.report import answer_metrics
 from textgym.episode import Episode, Sample
 from textgym.rewards import Abstain
@@ -236,6 +237,7 @@ class GroundedQA(BuiltinTask):
     reward = Abstain(partial_credit=True)
     stop = ("\n",)
     max_new_tokens = 16
+    recipe = MappingProxyType({**COMMON, "total_timesteps": 30_000, "ppo.n_episodes": 512})
     headline_metrics = ("accuracy/answerable", "hallucination_rate/unanswerable", "abstention_rate/answerable")
     layouts = MappingProxyType(
         {

@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 from textgym.data import BuiltinTask, Layout, Row
 from textgym.envs.invention import Chance
+from textgym.envs.recipe import COMMON
 from textgym.envs.report import LENGTH, mean_scores
 from textgym.episode import Episode, Sample
 from textgym.rendering import load_tokenizer
@@ -113,6 +114,7 @@ class SentimentContinuation(BuiltinTask):
 
     stop = ("\n",)
     max_new_tokens = 48
+    recipe = MappingProxyType({**COMMON, "total_timesteps": 60_000, "warm_start.epochs": 3})
     headline_metrics = ("positive", "distinct_2", "length")
     layouts = MappingProxyType(
         {

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from textgym.data import BuiltinTask, Layout, Row
 from textgym.envs.invention import DAYS, PEOPLE, TOWNS, Chance, capitalised, prompted, words
+from textgym.envs.recipe import COMMON
 from textgym.envs.report import LENGTH, mean_scores
 from textgym.episode import Episode, Sample
 from textgym.rewards import Reward, Score
@@ -246,6 +247,7 @@ class Summarization(BuiltinTask):
     reward = (0.5 * ROUGE_L + 0.5 * KeyFactCoverage(otherwise=ROUGE_L)) * Length(1, MAX_WORDS)
     stop = ("\n",)
     max_new_tokens = 40
+    recipe = MappingProxyType({**COMMON, "total_timesteps": 60_000})
     headline_metrics = ("rougeL", "coverage", "length")
     layouts = MappingProxyType(
         {

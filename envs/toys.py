@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product, repeat
 from statistics import fmean
+from types import MappingProxyType
 from zlib import crc32
 
 from textgym.data import SPLITS, split_of
@@ -81,6 +82,18 @@ def increasing_share(text: str, above: int, n: int) -> float:
 
 class Toy(Task):
     """A task that is a measure of the reply, in [0, 1], given out token by token; all splits have the same samples."""
+
+    recipe = MappingProxyType(
+        {
+            "total_timesteps": 40_000,
+            "warm_start.epochs": 10,
+            "warm_start.learning_rate": 3e-4,
+            "ppo.n_episodes": 256,
+            "ppo.learning_rate": 3e-4,
+            "ppo.kl_coef": 0.0,
+            "validation.evaluations": 8,
+        }
+    )
 
     def __init__(self) -> None:
         self.reward = Progress(self.measure)

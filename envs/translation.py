@@ -13,6 +13,7 @@ from types import MappingProxyType
 from textgym.data import BuiltinTask, Layout, Row
 from textgym.envs.english_german import ClauseMaker, Style
 from textgym.envs.invention import prompted
+from textgym.envs.recipe import COMMON
 from textgym.envs.report import mean_scores
 from textgym.episode import Episode, Sample
 from textgym.rewards.lexical import Bleu, ChrF, ExactMatch
@@ -85,6 +86,7 @@ class Translation(BuiltinTask):
     reward = ChrF()
     stop = ("\n",)
     max_new_tokens = 40
+    recipe = MappingProxyType({**COMMON, "total_timesteps": 150_000})
     headline_metrics = ("chrf", "exact_match")
     layouts = MappingProxyType(LAYOUTS)
 

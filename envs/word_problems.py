@@ -20,6 +20,7 @@ from types import MappingProxyType
 
 from textgym.data import BuiltinTask, Columns, Layout, Row, Source
 from textgym.envs.invention import Chance, prompted
+from textgym.envs.recipe import COMMON
 from textgym.episode import Episode, Sample
 from textgym.rewards import Reward, Score
 
@@ -137,6 +138,17 @@ class Math(BuiltinTask):
     reward = MathAnswer()
     stop = ("\nQuestion:",)
     max_new_tokens = 40
+    recipe = MappingProxyType(
+        {
+            **COMMON,
+            "total_timesteps": 100_000,
+            "warm_start.epochs": 8,
+            "ppo.n_episodes": 512,
+            "ppo.learning_rate": 0.0005,
+            "policy.temperature": 1.0,
+            "ppo.gae_lambda": 0.95,
+        }
+    )
     headline_metrics = ("accuracy", "well_formed_rate", "worked_rate")
     layouts = MappingProxyType(
         {

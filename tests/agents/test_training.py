@@ -15,6 +15,7 @@ from textgym.agents import PPO
 from textgym.agents.run_settings import Settings, freeze, load_reward
 from textgym.agents.teaching import mark_known, taught_samples
 from textgym.agents.training import Training
+from textgym.agents.training_callbacks import start_values_at
 from textgym.errors import ConfigurationError, DataError, ModelError, RewardError, UnknownEnvironmentError
 from textgym.monitor import Monitor
 
@@ -279,3 +280,11 @@ def test_rewards_are_named_by_module(monkeypatch, tmp_path):
         load_reward("my_rewards")
     with pytest.raises(RewardError, match="3"):
         load_reward("my_rewards:number")
+
+
+def test_a_value_head_that_knows_nothing_starts_at_the_mean_reward(model, tmp_path):
+    policy = Training.start(settings_of(model), tmp_path / "run").policy
+    for mean, said in ((0.75, 0.75), (0.25, 0.75)):  # the second time it knows something
+        start_values_at(policy, mean)
+        assert policy.value_head.bias.item() == said
+    assert not policy.value_head.weight.any()
