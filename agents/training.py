@@ -80,6 +80,7 @@ class Training:
         training = cls(RunFolder(path), settings, monitor)
         for needed in ("policy", "validation", "train"):  # what cannot be made must not leave a folder
             getattr(training, needed)
+        training.test.setting.check_prompts(training._samples_in_use())  # else only the one that is drawn ends the run
         config = {
             **asdict(settings),
             "data_sha256": data_sha256(settings.data),
@@ -131,7 +132,7 @@ class Training:
 
     def _teach(self) -> None:
         options = self.settings.section("teach")
-        samples = {sample.id: sample for sample in self._all_samples()}
+        samples = {sample.id: sample for sample in self._samples_in_use()}
         taught = taught_samples(samples.values(), options["share"])
         self.monitor.stage("teach", f"teaching {len(taught)} of {len(samples)} facts")
         self._imitate("teach", taught, self.task.lesson)
@@ -150,8 +151,9 @@ class Training:
         self.policy.save_pretrained(self.folder / TAUGHT)
         self.folder.write_json(KNOWN, known)
 
-    def _all_samples(self) -> Iterator[Any]:
-        yield from self.task.warm_start_samples()
+    def _samples_in_use(self) -> Iterator[Sample]:
+        if self.settings.warm_start or self.settings.options["teach.share"]:
+            yield from self.task.warm_start_samples()
         for split in ("train", "validation", "test"):
             yield from self.task.samples(split)
 

@@ -10,12 +10,20 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from textgym import make_vec
+import textgym
+from textgym import Sample, make_vec
 from textgym.agents import PPO
 from textgym.agents.run_settings import Settings, freeze, load_reward
 from textgym.agents.teaching import mark_known, taught_samples
 from textgym.agents.training import Training
-from textgym.errors import ConfigurationError, DataError, ModelError, RewardError, UnknownEnvironmentError
+from textgym.errors import (
+    ConfigurationError,
+    DataError,
+    ModelError,
+    PromptTooLongError,
+    RewardError,
+    UnknownEnvironmentError,
+)
 from textgym.monitor import Monitor
 
 
@@ -258,6 +266,42 @@ def test_what_cannot_be_made_leaves_no_folder(model, tmp_path, tokenizer):
     with pytest.raises(DataError, match="no samples in the split 'validation'"):
         Training.start(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_prompts_that_are_too_long_are_found_before_anything_is_trained(model, tmp_path):
+    def start(questions):
+        rows = [{"q": q, "a": "1", "id": f"{split}{n}", "split": split} for split, n, q in questions]
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        columns = {"prompt": "q", "references": "a", "id": "id"}
+        settings = replace(settings_of(model), data=str(tmp_path / "rows.jsonl"), columns=columns)
+        Training.start(settings, tmp_path / "run")
+
+    fitting = [(split, 0, "1+1=") for split in ("train", "validation", "test")]
+    for split in ("train", "validation", "test"):
+        with pytest.raises(
+            PromptTooLongError, match=rf"^1 of 4 prompts .* max_context=48: '{split}1' with 48 tokens\. "
+        ):
+            start([*fitting, (split, 1, "1" * 48)])
+    long = [("train", n, "1" * (60 + n)) for n in range(1, 6)]
+    expected = (
+        "5 of 8 .*: 'train1' with 61 tokens, 'train2' .*, 'train3' .* and others. Set max_context to more than 65"
+    )
+    with pytest.raises(PromptTooLongError, match=expected):
+        start([*fitting, *long])
+    assert not (tmp_path / "run").exists()
+    start(fitting)
+
+
+def test_the_prompts_of_the_warm_start_are_looked_at_where_there_is_one(model, tmp_path):
+    class Taught(tiny_run.Sums):
+        def warm_start_samples(self):
+            return [Sample("long", "1" * 48, ("1",))]
+
+    textgym.register("tests/Taught-v0", task=Taught)
+    settings = replace(settings_of(model), env="tests/Taught-v0")
+    with pytest.raises(PromptTooLongError, match=r"1 of 19 prompts .*'long' with 48 tokens"):
+        Training.start(settings, tmp_path / "run")
+    Training.start(replace(settings, warm_start=False), tmp_path / "run")
 
 
 def test_a_folder_in_use_is_refused(model, finished, tmp_path):
