@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -165,11 +166,14 @@ class Training:
     def _warm_start(self) -> None:
         samples = self.task.warm_start_samples()
         self.monitor.stage("warm start", f"imitating {len(samples)} demonstrations")
-        held_out = self.validation.samples if self.settings.options["warm_start.until_best"] else ()
+        held_out: list[Sample] = []
+        if self.settings.options["warm_start.until_best"]:
+            held_out = [sample for sample in self.validation.samples if self.task.demonstration(sample)]
+            if not held_out:
+                self.monitor.note("  no validation sample has a demonstration: the warm start does all of its epochs")
         losses = self._imitate("warm_start", samples, self.task.demonstration, held_out)
         if held_out:
-            best = int(np.argmin(losses))
-            self.monitor.note(f"  validation loss lowest after epoch {best + 1} of {len(losses)}: {losses[best]:.3f}")
+            self.monitor.note(f"  {_warm_start_line(losses)}")
         self.policy.save_pretrained(self.folder / WARM_STARTED)
 
     def _imitate(self, section: str, samples: Any, replies_of: Any, held_out: Sequence[Sample] = ()) -> list[float]:
@@ -373,6 +377,17 @@ class Training:
         """With the tokenizer that the run began with, whatever has become of the model since."""
         tokenizer = self.folder / TOKENIZER
         return make_env(self.settings, split, str(tokenizer) if tokenizer.is_dir() else None)
+
+
+def _warm_start_line(losses: Sequence[float]) -> str:
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    if not finite:
+        return (
+            "the warm start diverged in its first epoch, so the weights are those before it; "
+            "lower warm_start.learning_rate"
+        )
+    best = min(finite)
+    return f"validation loss lowest after epoch {losses.index(best) + 1} of {len(losses)}: {best:.3f}"
 
 
 def _evaluation_line(steps: int, summary: Mapping[str, Estimate], task: Task, is_best: bool) -> str:

@@ -104,14 +104,17 @@ def test_the_best_weights_on_validation_are_kept(finished):
     assert best == [max(values), rows[values.index(max(values))]["timesteps"]]
 
 
+class Notes(Monitor):
+    """Keeps what a run says."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
 def test_the_warm_start_ends_where_the_validation_loss_is_lowest(model, tmp_path):
-    class Notes(Monitor):
-        def __init__(self):
-            self.notes = []
-
-        def note(self, text):
-            self.notes.append(text)
-
     def warm_started(name, **options):
         monitor = Notes()
         settings = settings_of(model, **{"warm_start.learning_rate": 3.0, "total_timesteps": 1, **options})
@@ -122,6 +125,34 @@ def test_the_warm_start_ends_where_the_validation_loss_is_lowest(model, tmp_path
     assert re.search(r"lowest after epoch 1 of 2: ", notes[0]), notes
     once, _ = warm_started("once", **{"warm_start.epochs": 5, "warm_start.until_best": False})
     assert any(not torch.equal(best[name], once[name]) for name in best)
+
+
+def test_a_warm_start_that_diverges_is_called_that(model, tmp_path, monkeypatch):
+    settings = settings_of(model, **{"warm_start.learning_rate": 1e30, "warm_start.batch_size": 1})
+    training = Training.start(settings, tmp_path / "run", Notes())
+    before = {name: tensor.clone() for name, tensor in training.policy.model.state_dict().items()}
+    training._warm_start()
+    assert "diverged in its first epoch, so the weights are those before it" in training.monitor.notes[0]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in training.policy.model.state_dict().items())
+    monkeypatch.setattr(training, "_imitate", lambda *_: [2.0, 1.5, math.nan])
+    training._warm_start()
+    assert training.monitor.notes[1] == "  validation loss lowest after epoch 2 of 3: 1.500"
+
+
+def test_without_demonstrations_to_validate_on_the_warm_start_does_all_its_epochs(model, tmp_path):
+    class Undemonstrated(tiny_run.Sums):
+        def demonstration(self, sample):
+            return super().demonstration(sample) if sample.id.startswith("train") else None
+
+    textgym.register("tests/Undemonstrated-v0", task=Undemonstrated)
+    weights = []
+    for env, until_best in (("tests/Undemonstrated-v0", True), (tiny_run.ENV, False)):
+        settings = settings_of(model, **{"warm_start.epochs": 2, "warm_start.until_best": until_best})
+        training = Training.start(replace(settings, env=env), tmp_path / str(until_best), Notes())
+        training._warm_start()
+        weights.append(training.policy.model.state_dict())
+        assert [("does all of its epochs" in note) for note in training.monitor.notes] == [True] * until_best
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
 def test_the_agent_is_a_transformers_folder_and_a_zip_with_the_same_weights(finished):
