@@ -78,8 +78,8 @@ class Settings:
             episodes could not be scored stops the run, saved. ``ppo.freeze`` is a regular expression: the language
             model's parameters in whose names it is found keep their values in PPO. With ``warm_start.until_best`` the
             warm start ends after the first epoch that does not lower the loss on the validation split's
-            demonstrations, with the weights before it. What is left out comes from the task's recipe, where the model
-            is the built-in one, and from ``DEFAULTS``.
+            demonstrations, if it has any, with the weights before it. What is left out comes from the task's recipe,
+            where the model is the built-in one, and from ``DEFAULTS``.
     """
 
     env: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -81,6 +82,7 @@ class Training:
         training = cls(RunFolder(path), settings, monitor)
         for needed in ("policy", "validation", "train"):  # what cannot be made must not leave a folder
             getattr(training, needed)
+        training.test.setting.check_prompts(training._samples_in_use())  # else only the one that is drawn ends the run
         config = {
             **asdict(settings),
             "data_sha256": data_sha256(settings.data),
@@ -132,7 +134,7 @@ class Training:
 
     def _teach(self) -> None:
         options = self.settings.section("teach")
-        samples = {sample.id: sample for sample in self._all_samples()}
+        samples = {sample.id: sample for sample in self._samples_in_use()}
         taught = taught_samples(samples.values(), options["share"])
         self.monitor.stage("teach", f"teaching {len(taught)} of {len(samples)} facts")
         self._imitate("teach", taught, self.task.lesson)
@@ -151,8 +153,9 @@ class Training:
         self.policy.save_pretrained(self.folder / TAUGHT)
         self.folder.write_json(KNOWN, known)
 
-    def _all_samples(self) -> Iterator[Any]:
-        yield from self.task.warm_start_samples()
+    def _samples_in_use(self) -> Iterator[Sample]:
+        if self.settings.warm_start or self.settings.options["teach.share"]:
+            yield from self.task.warm_start_samples()
         for split in ("train", "validation", "test"):
             yield from self.task.samples(split)
 
@@ -164,11 +167,14 @@ class Training:
     def _warm_start(self) -> None:
         samples = self.task.warm_start_samples()
         self.monitor.stage("warm start", f"imitating {len(samples)} demonstrations")
-        held_out = self.validation.samples if self.settings.options["warm_start.until_best"] else ()
+        held_out: list[Sample] = []
+        if self.settings.options["warm_start.until_best"]:
+            held_out = [sample for sample in self.validation.samples if self.task.demonstration(sample)]
+            if not held_out:
+                self.monitor.note("  no validation sample has a demonstration: the warm start does all of its epochs")
         losses = self._imitate("warm_start", samples, self.task.demonstration, held_out)
         if held_out:
-            best = int(np.argmin(losses))
-            self.monitor.note(f"  validation loss lowest after epoch {best + 1} of {len(losses)}: {losses[best]:.3f}")
+            self.monitor.note(f"  {_warm_start_line(losses)}")
         self.policy.save_pretrained(self.folder / WARM_STARTED)
 
     def _imitate(self, section: str, samples: Any, replies_of: Any, held_out: Sequence[Sample] = ()) -> list[float]:
@@ -374,6 +380,17 @@ class Training:
         """With the tokenizer that the run began with, whatever has become of the model since."""
         tokenizer = self.folder / TOKENIZER
         return make_env(self.settings, split, str(tokenizer) if tokenizer.is_dir() else None)
+
+
+def _warm_start_line(losses: Sequence[float]) -> str:
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    if not finite:
+        return (
+            "the warm start diverged in its first epoch, so the weights are those before it; "
+            "lower warm_start.learning_rate"
+        )
+    best = min(finite)
+    return f"validation loss lowest after epoch {losses.index(best) + 1} of {len(losses)}: {best:.3f}"
 
 
 def _evaluation_line(steps: int, summary: Mapping[str, Estimate], task: Task, is_best: bool) -> str:

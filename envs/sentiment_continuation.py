@@ -23,9 +23,11 @@ from textgym.rewards.core import Reward
 from textgym.rewards.lexical import DistinctN
 from textgym.rewards.models import RewardModel
 
-__all__ = ["SentimentContinuation", "review"]
+__all__ = ["SENTIMENT_MODEL", "SentimentContinuation", "review"]
 
 SENTIMENT_MODEL = Path(__file__).parent / "data" / "sentiment"
+"""The folder of the classifier, which reads the built-in model's tokens."""
+
 N_SAMPLES = 5000
 SEED = (2026, 11, 2)
 OPENING_WORDS = 16

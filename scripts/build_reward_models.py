@@ -1,19 +1,24 @@
 """Builds the two small models that reward tasks: the sentiment of a review, the fluency of a story.
 
 Run:
-    python scripts/build_reward_models.py          # writes envs/data/{sentiment,stories}, in minutes on two cores
+    python scripts/build_reward_models.py          # writes envs/data/{sentiment,stories}, in minutes on a core
 
-Both are trained with transformers' Trainer on text that the tasks themselves make, read the built-in model's tokens,
-and are deterministic for a seed (on the same machine and the same version of torch).
+Both are trained with transformers' Trainer on text that is made here, read the built-in model's tokens, and are
+deterministic for a seed (on the same machine and the same version of torch).
 
-The classifier reads favourable and unfavourable reviews, whole or a sentence of one. A third class, ``unclear``, holds
-the same words in disorder or over and over, lest text that is none be rewarded.
+The classifier reads the reviews of two tasks, whole or a sentence of one, and, lest it know those alone, clauses and
+fragments made of the words and templates of ``sentiment_phrases.json``. There ``good`` and ``bad`` hold what praises
+and blames, ``neutral`` the rest; a word that stands there several times is drawn more often. A third class,
+``unclear``, holds the same words in disorder or over and over, lest text that is none be rewarded. Smoothed labels
+keep the probabilities away from 0 and 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
+import string
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,48 +37,113 @@ from transformers import (
     set_seed,
 )
 
+from textgym.envs.classification import builtin_reviews
 from textgym.envs.creative_writing import STORY_MODEL, story
 from textgym.envs.invention import Chance
+from textgym.envs.knowledge_qa import builtin_facts, builtin_relations
 from textgym.envs.sentiment_continuation import SENTIMENT_MODEL, review
 from textgym.rendering import load_tokenizer
 
 LABELS = ("negative", "positive", "unclear")
-N_TRAIN, N_TEST, EPOCHS = 20_000, 2_000, 4
+PHRASES = json.loads((Path(__file__).parent / "sentiment_phrases.json").read_text(encoding="utf-8"))
+N_REVIEWS, N_STORIES, N_TEST = 160_000, 20_000, 2_000
+MAX_TOKENS = 128  # of a review
+SMOOTHING = 0.09  # a third of it is what the classifier leaves to each of the other labels
 IGNORED = -100  # the label that transformers' losses leave out
 Example = dict[str, torch.Tensor]
+Maker = Callable[[Chance], tuple[str, bool | None]]
 
 
-def sentiment_texts(n: int, seed: int) -> list[tuple[str, int]]:
-    """Texts and the indices of their labels, a quarter of them unclear."""
+def sentiment_texts(makers: Sequence[Maker], n: int, seed: int) -> list[tuple[str, int]]:
+    """Texts of these makers and the indices of their labels, a quarter of them unclear."""
     chance = Chance((2026, 11, 3, seed))
     found = []
     for _ in range(n):
-        _, text, positive = review(chance)
-        sentences = re.split(r"(?<=\.) ", text)
-        if len(sentences) > 1 and chance.happens(0.3):
-            text = sentences[-1] if chance.happens(0.5) else sentences[0]
+        text, positive = chance.one_of(makers)(chance)
         if chance.happens(0.25):
             found.append((disordered(text, chance), LABELS.index("unclear")))
-        else:
-            found.append((text, int(positive)))
+        else:  # a text that does not judge, or not clearly, is as often called the one as the other
+            found.append((text, int(chance.happens(0.5) if positive is None else positive)))
     return found
 
 
-def disordered(text: str, chance: Chance) -> str:
-    """The words in another order, or a few of them over and over."""
-    words = text.split()
+def task_review(chance: Chance) -> tuple[str, bool]:
+    """A continuation of the task, whole or a sentence of it, and whether it is favourable."""
+    _, text, positive = review(chance)
+    sentences = re.split(r"(?<=\.) ", text)
+    if len(sentences) > 1 and chance.happens(0.3):
+        text = sentences[-1] if chance.happens(0.5) else sentences[0]
+    return text, positive
+
+
+def classification_review(chance: Chance) -> tuple[str, bool | None]:
+    """A review of the classification task, and whether it is favourable; None for a mixed one."""
+    sample = chance.one_of(builtin_reviews())
+    text = sample.prompt.partition("\n")[0].removeprefix("Review: ")
+    return text, {"positive": True, "negative": False}.get(sample.references[0])
+
+
+def phrases_review(chance: Chance) -> tuple[str, bool | None]:
+    """Clauses of ``sentiment_phrases.json``, written now one way and now another; now and then without a judgement."""
+    positive = chance.happens(0.5)
+    if chance.happens(0.12):
+        text = phrase(chance, chance.one_of(("bare", "bare", "mixed")), positive)
+        return written(text, chance), None
+    return written(phrase(chance, "text", positive), chance), positive
+
+
+def phrase(chance: Chance, kind: str, positive: bool) -> str:
+    """A phrase of some kind: one of its forms, with a phrase in place of each ``{kind}`` and ``{other_kind}`` in it."""
+    if kind == "name":
+        return chance.one_of(builtin_facts()).subject
+    if kind == "fact":
+        return a_fact(chance)
+    forms = PHRASES["good" if positive else "bad"].get(kind) or PHRASES["neutral"][kind]
+    return re.sub(
+        r"\{(other_)?(\w+)\}", lambda slot: phrase(chance, slot[2], positive != bool(slot[1])), chance.one_of(forms)
+    )
+
+
+def a_fact(chance: Chance) -> str:
+    """A statement that does not judge, without its full stop: of a story or of knowledge."""
     if chance.happens(0.5):
+        return story(chance)[1].partition(". ")[0]
+    fact = chance.one_of(builtin_facts())
+    statement = builtin_relations()[fact.relation].statement
+    return statement.format(subject=fact.subject, value=fact.values[0]).removesuffix(".")
+
+
+def written(text: str, chance: Chance) -> str:
+    """The text with capitals or without, with its full stop or without, with blanks around punctuation or without."""
+    text = re.sub(r"([^aeiou])ys\b", r"\1ies", re.sub(r"\ba (?=[aeiou])", "an ", text))
+    if chance.happens(0.2):
+        text = text.removesuffix(".")
+    if chance.happens(0.5):
+        return re.sub(r"([.,;:!])(?=\s|$)", r" \1", text.lower()) if chance.happens(0.6) else text.lower()
+    return re.sub(r"(^|[.!] )(\w)", lambda start: start[1] + start[2].upper(), text)
+
+
+def disordered(text: str, chance: Chance) -> str:
+    """The words in another order, or a few of them over and over; or adjectives without a sentence, or letters."""
+    if chance.happens(0.1):
+        positive = chance.happens(0.5)
+        return " ".join(phrase(chance, "adjective", positive) for _ in range(chance.between(4, 10)))
+    if chance.happens(0.05):
+        letters = [chance.one_of(string.ascii_lowercase + " ") for _ in range(chance.between(3, 80))]
+        return "".join(letters)
+    words = text.split()
+    if len(words) > 4 and chance.happens(0.5):
         return " ".join(chance.some_of(words, len(words)))
     start = chance.between(0, len(words) - 1)
     return " ".join(words[start : start + chance.between(1, 3)] * chance.between(3, 7))
 
 
-def sentiment_examples(n: int, seed: int) -> list[Example]:
+def sentiment_examples(makers: Sequence[Maker], n: int, seed: int) -> list[Example]:
     """Ids (T,) and a label ()."""
     tokenizer = load_tokenizer(None)
     return [
-        {"input_ids": torch.tensor(tokenizer(text)["input_ids"]), "labels": torch.tensor(label)}
-        for text, label in sentiment_texts(n, seed)
+        {"input_ids": torch.tensor(tokenizer(text)["input_ids"][:MAX_TOKENS]), "labels": torch.tensor(label)}
+        for text, label in sentiment_texts(makers, n, seed)
     ]
 
 
@@ -107,9 +177,10 @@ def sentiment_model() -> PreTrainedModel:
             num_hidden_layers=2,
             num_attention_heads=2,
             intermediate_size=128,
-            max_position_embeddings=128,
+            max_position_embeddings=MAX_TOKENS,
             id2label=dict(enumerate(LABELS)),
             label2id={label: i for i, label in enumerate(LABELS)},
+            problem_type="single_label_classification",
         )
     )
 
@@ -135,19 +206,23 @@ def story_model() -> PreTrainedModel:
 
 def train(
     make_model: Callable[[], PreTrainedModel],
-    make_examples: Callable[[int, int], list[Example]],
+    examples: list[Example],
+    held_out: list[Example],
     folder: Path,
     seed: int,
     metrics: Callable[[Any], dict[str, float]] | None = None,
+    epochs: int = 1,
+    smoothing: float = 0.0,
 ) -> None:
     """Writes the model into the folder, in bfloat16; prints its figures on held-out text."""
     set_seed(seed)
     with tempfile.TemporaryDirectory() as output:
         arguments = TrainingArguments(
             output,
-            num_train_epochs=EPOCHS,
+            num_train_epochs=epochs,
             per_device_train_batch_size=64,
             learning_rate=2e-3,
+            label_smoothing_factor=smoothing,
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
@@ -158,8 +233,8 @@ def train(
         trainer = Trainer(
             model=make_model(),
             args=arguments,
-            train_dataset=make_examples(N_TRAIN, 0),  # type: ignore[arg-type]
-            eval_dataset=make_examples(N_TEST, 1),  # type: ignore[arg-type]
+            train_dataset=examples,  # type: ignore[arg-type]
+            eval_dataset=held_out,  # type: ignore[arg-type]
             data_collator=collate,  # type: ignore[arg-type]
             compute_metrics=metrics,
         )
@@ -173,9 +248,19 @@ def accuracy(prediction: Any) -> dict[str, float]:
     return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
+MAKERS = (task_review, task_review, classification_review, *(phrases_review,) * 5)
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     seed = parser.parse_args().seed
-    train(sentiment_model, sentiment_examples, SENTIMENT_MODEL, seed, accuracy)
-    train(story_model, story_examples, STORY_MODEL, seed)
+    train(
+        sentiment_model,
+        sentiment_examples(MAKERS, N_REVIEWS, 0),
+        sentiment_examples([task_review], N_TEST, 1),
+        SENTIMENT_MODEL,
+        seed,
+        accuracy,
+        smoothing=SMOOTHING,
+    )
+    train(story_model, story_examples(N_STORIES, 0), story_examples(N_TEST, 1), STORY_MODEL, seed, epochs=4)

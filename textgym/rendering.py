@@ -65,12 +65,17 @@ def _pretrained(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError, TypeError) as error:  # TypeError: transformers 4 without tokenizer files
         raise TokenizerError(
             f"no tokenizer could be loaded from {name!r}: give a folder with a tokenizer, or the name of a model on "
             f"the Hub that can be reached or is cached. transformers says: {error}"
         ) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # transformers 5 makes one up where there are no files of one
+        raise TokenizerError(
+            f"{name!r} holds a model without the files of a tokenizer; name the tokenizer that it was trained with."
+        )
+    return tokenizer
 
 
 class Renderer:

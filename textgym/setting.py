@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,8 @@ __all__ = ["MAX_CONTEXT", "Setting", "TokenSetting"]
 
 MAX_CONTEXT = 1024
 """The default context, where the tokenizer allows as much: every stored observation is as wide as the context."""
+
+SHOWN = 3  # prompts that are too long, in an error
 
 
 class Setting:
@@ -143,6 +145,24 @@ class TokenSetting(Setting):
         if index not in self._prompts or self._prompts[index][0] is not sample:
             self._prompts[index] = sample, self._tokenise(sample)
         return self._prompts[index][1]
+
+    def check_prompts(self, samples: Iterable[Sample]) -> None:
+        """Makes sure that episodes about these samples can begin, before much has been done for them.
+
+        Raises:
+            PromptTooLongError: Some prompts leave no room for a reply; the message names the first few.
+        """
+        distinct = {id(sample): sample for sample in samples}.values()  # the warm start's are often the train split's
+        lengths = dict.fromkeys((sample.id, len(self.renderer.prompt_ids(sample))) for sample in distinct)
+        too_long = [(id, length) for id, length in lengths if length >= self.max_context]
+        if too_long:
+            shown = ", ".join(f"{id!r} with {length} tokens" for id, length in too_long[:SHOWN])
+            raise PromptTooLongError(
+                f"{len(too_long)} of {len(lengths)} prompts leave no room for a reply in max_context="
+                f"{self.max_context}: {shown}{' and others' * (len(too_long) > SHOWN)}. Set max_context to more than "
+                f"{max(length for _, length in too_long)}, if the model can hold that; or shorten these samples, or "
+                "drop them from the data."
+            )
 
     def action_mask(self, episode: Episode | None) -> np.ndarray:
         """Which tokens the agent may choose, ``(len(tokenizer),)`` bool."""

@@ -10,13 +10,21 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from textgym import make_vec
+import textgym
+from textgym import Sample, make_vec
 from textgym.agents import PPO
 from textgym.agents.run_settings import Settings, freeze, load_reward
 from textgym.agents.teaching import mark_known, taught_samples
 from textgym.agents.training import Training
 from textgym.agents.training_callbacks import start_values_at
-from textgym.errors import ConfigurationError, DataError, ModelError, RewardError, UnknownEnvironmentError
+from textgym.errors import (
+    ConfigurationError,
+    DataError,
+    ModelError,
+    PromptTooLongError,
+    RewardError,
+    UnknownEnvironmentError,
+)
 from textgym.monitor import Monitor
 
 
@@ -97,14 +105,17 @@ def test_the_best_weights_on_validation_are_kept(finished):
     assert best == [max(values), rows[values.index(max(values))]["timesteps"]]
 
 
+class Notes(Monitor):
+    """Keeps what a run says."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
 def test_the_warm_start_ends_where_the_validation_loss_is_lowest(model, tmp_path):
-    class Notes(Monitor):
-        def __init__(self):
-            self.notes = []
-
-        def note(self, text):
-            self.notes.append(text)
-
     def warm_started(name, **options):
         monitor = Notes()
         settings = settings_of(model, **{"warm_start.learning_rate": 3.0, "total_timesteps": 1, **options})
@@ -115,6 +126,34 @@ def test_the_warm_start_ends_where_the_validation_loss_is_lowest(model, tmp_path
     assert re.search(r"lowest after epoch 1 of 2: ", notes[0]), notes
     once, _ = warm_started("once", **{"warm_start.epochs": 5, "warm_start.until_best": False})
     assert any(not torch.equal(best[name], once[name]) for name in best)
+
+
+def test_a_warm_start_that_diverges_is_called_that(model, tmp_path, monkeypatch):
+    settings = settings_of(model, **{"warm_start.learning_rate": 1e30, "warm_start.batch_size": 1})
+    training = Training.start(settings, tmp_path / "run", Notes())
+    before = {name: tensor.clone() for name, tensor in training.policy.model.state_dict().items()}
+    training._warm_start()
+    assert "diverged in its first epoch, so the weights are those before it" in training.monitor.notes[0]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in training.policy.model.state_dict().items())
+    monkeypatch.setattr(training, "_imitate", lambda *_: [2.0, 1.5, math.nan])
+    training._warm_start()
+    assert training.monitor.notes[1] == "  validation loss lowest after epoch 2 of 3: 1.500"
+
+
+def test_without_demonstrations_to_validate_on_the_warm_start_does_all_its_epochs(model, tmp_path):
+    class Undemonstrated(tiny_run.Sums):
+        def demonstration(self, sample):
+            return super().demonstration(sample) if sample.id.startswith("train") else None
+
+    textgym.register("tests/Undemonstrated-v0", task=Undemonstrated)
+    weights = []
+    for env, until_best in (("tests/Undemonstrated-v0", True), (tiny_run.ENV, False)):
+        settings = settings_of(model, **{"warm_start.epochs": 2, "warm_start.until_best": until_best})
+        training = Training.start(replace(settings, env=env), tmp_path / str(until_best), Notes())
+        training._warm_start()
+        weights.append(training.policy.model.state_dict())
+        assert [("does all of its epochs" in note) for note in training.monitor.notes] == [True] * until_best
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
 def test_the_agent_is_a_transformers_folder_and_a_zip_with_the_same_weights(finished):
@@ -259,6 +298,42 @@ def test_what_cannot_be_made_leaves_no_folder(model, tmp_path, tokenizer):
     with pytest.raises(DataError, match="no samples in the split 'validation'"):
         Training.start(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_prompts_that_are_too_long_are_found_before_anything_is_trained(model, tmp_path):
+    def start(questions):
+        rows = [{"q": q, "a": "1", "id": f"{split}{n}", "split": split} for split, n, q in questions]
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        columns = {"prompt": "q", "references": "a", "id": "id"}
+        settings = replace(settings_of(model), data=str(tmp_path / "rows.jsonl"), columns=columns)
+        Training.start(settings, tmp_path / "run")
+
+    fitting = [(split, 0, "1+1=") for split in ("train", "validation", "test")]
+    for split in ("train", "validation", "test"):
+        with pytest.raises(
+            PromptTooLongError, match=rf"^1 of 4 prompts .* max_context=48: '{split}1' with 48 tokens\. "
+        ):
+            start([*fitting, (split, 1, "1" * 48)])
+    long = [("train", n, "1" * (60 + n)) for n in range(1, 6)]
+    expected = (
+        "5 of 8 .*: 'train1' with 61 tokens, 'train2' .*, 'train3' .* and others. Set max_context to more than 65"
+    )
+    with pytest.raises(PromptTooLongError, match=expected):
+        start([*fitting, *long])
+    assert not (tmp_path / "run").exists()
+    start(fitting)
+
+
+def test_the_prompts_of_the_warm_start_are_looked_at_where_there_is_one(model, tmp_path):
+    class Taught(tiny_run.Sums):
+        def warm_start_samples(self):
+            return [Sample("long", "1" * 48, ("1",))]
+
+    textgym.register("tests/Taught-v0", task=Taught)
+    settings = replace(settings_of(model), env="tests/Taught-v0")
+    with pytest.raises(PromptTooLongError, match=r"1 of 19 prompts .*'long' with 48 tokens"):
+        Training.start(settings, tmp_path / "run")
+    Training.start(replace(settings, warm_start=False), tmp_path / "run")
 
 
 def test_a_folder_in_use_is_refused(model, finished, tmp_path):

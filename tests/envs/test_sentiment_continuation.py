@@ -1,3 +1,6 @@
+import json
+
+import numpy as np
 import pytest
 import shared_data
 
@@ -31,7 +34,14 @@ def test_the_reward_tells_favourable_reviews_from_others(task):
     [
         ("The acting is superb and the music moving. I loved every minute of it.", True),
         ("The acting is dreadful and the music dull. I wanted my money back.", False),
+        ("It was great.", True),
+        ("I loved the music.", True),
+        ("It was bad.", False),
+        ("I hated the music.", False),
         ("superb superb superb superb superb superb", False),
+        ("wonderful wonderful wonderful", False),
+        ("I loved it. I loved it. I loved it. I loved it.", False),
+        ("great wonderful superb brilliant charming clever moving", False),
         ("it loved every superb I the minute is acting of. the music", False),
         ("", False),
     ],
@@ -57,3 +67,15 @@ def test_every_sentence_of_real_reviews_is_read():
     samples = SentimentContinuation(file, "sentence_polarity").samples("all")
     assert len(samples) == 10_659  # of 10,662: three are a single word
     assert all(sample.references[0] for sample in samples)
+
+
+def test_the_reward_tells_real_reviews_apart_a_little(task):
+    file = shared_data.shared_data("sentence_polarity/sentence_polarity.jsonl")
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()[:1000]]
+    sample = task.samples("test")[0]
+    scores = task.reward.score([Episode(sample, [Turn("assistant", row["text"])]) for row in rows])
+    values = np.array([score.value for score in scores])
+    positive = np.array([row["label"] == 1 for row in rows])
+    assert values.std() > 0.2  # once all were 0
+    above = values[positive][:, None] > values[~positive]  # (positive, negative) reviews
+    assert above.mean() > 0.58

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import BertConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from textgym import Sample, TokenEnv, check_env
 from textgym.errors import ConfigurationError, TokenizerError
@@ -173,6 +173,13 @@ def test_tokenizers_by_path_and_bad_ones(tokenizer, tmp_path):
         load_tokenizer(str(tmp_path / "nowhere"))
     with pytest.raises(TokenizerError, match="neither a name, a path"):
         load_tokenizer(3)
+
+
+@pytest.mark.parametrize("config", [BertConfig(), LlamaConfig()], ids=["bert", "llama"])
+def test_a_model_without_a_tokenizer_is_not_given_an_empty_one(config, tmp_path):
+    config.save_pretrained(tmp_path)
+    with pytest.raises(TokenizerError, match=r"no tokenizer could be loaded|without the files of a tokenizer"):
+        load_tokenizer(tmp_path)
 
 
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
