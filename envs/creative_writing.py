@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
-from textgym.data import BuiltinTask, Layout, Row
+from textgym.data import BuiltinTask, Columns, Layout, Row, Source
 from textgym.envs.invention import Chance, capitalised
 from textgym.envs.recipe import COMMON
 from textgym.envs.report import LENGTH, mean_scores
@@ -18,12 +19,13 @@ from textgym.rewards.core import Reward, gate, reward
 from textgym.rewards.lexical import Contains, DistinctN
 from textgym.rewards.models import Fluency
 
-__all__ = ["CreativeWriting", "ended", "story", "story_prompt"]
+__all__ = ["CreativeWriting", "Story", "ended", "story", "story_prompt"]
 
 STORY_MODEL = Path(__file__).parent / "data" / "stories"
 N_SAMPLES = 5000
 SEED = (2026, 11, 1)
 N_WORDS = 3
+OUTLINE_SHARE = 0.6  # of the demonstrations
 
 # nouns with the pronoun for a second mention
 HEROES = (
@@ -73,23 +75,35 @@ def _stories() -> tuple[Sample, ...]:
     chance = Chance(SEED)
     samples: dict[str, Sample] = {}
     while len(samples) < N_SAMPLES:
-        words, text = story(chance)
-        chosen = chance.some_of(words, N_WORDS)
-        prompt = story_prompt(chosen)
-        samples.setdefault(prompt, Sample(", ".join(chosen), prompt, (text,), {"words": chosen}))
+        invented = story(chance)
+        words = chance.some_of(invented.words, N_WORDS)
+        prompt = story_prompt(words)
+        told = invented.outline if chance.happens(OUTLINE_SHARE) else invented.text
+        meta = {"words": words, "demonstration": told}
+        samples.setdefault(prompt, Sample(", ".join(words), prompt, (invented.text,), meta))
     return tuple(samples.values())
 
 
-def story(chance: Chance) -> tuple[list[str], str]:
-    """A random story: the words that one may ask for, and its text."""
+class Story(NamedTuple):
+    """A story's text, its outline, which says less, and the words that one may ask for."""
+
+    text: str
+    outline: str
+    words: list[str]
+
+
+def story(chance: Chance) -> Story:
+    """A random story."""
     one = chance.one_of
     first, second = chance.rng.choice(len(HEROES), 2, replace=False)
     (hero, pronoun), (other, _) = HEROES[first], HEROES[second]
     adjective, quality, thing, place = one(ADJECTIVES), one(QUALITIES), one(OBJECTS), one(PLACES)
-    opening = f"{_with_article(f'{adjective} {hero}')} {one(FINDING)} {_with_article(f'{quality} {thing}')}"
-    ending = one(ENDINGS).format(pronoun=pronoun, other=_with_article(other))
-    text = f"{capitalised(opening)} {one(PREPOSITIONS)} {place}. {capitalised(ending)}"
-    return [hero, other, adjective, quality, thing, place], text
+    finding, ending, preposition = one(FINDING), one(ENDINGS), one(PREPOSITIONS)
+    opening = f"{_with_article(f'{adjective} {hero}')} {finding} {_with_article(f'{quality} {thing}')}"
+    text = f"{capitalised(opening)} {preposition} {place}."
+    text += " " + capitalised(ending.format(pronoun=pronoun, other=_with_article(other)))
+    outline = f"{capitalised(_with_article(hero))} {finding} {_with_article(thing)} {preposition} {place}."
+    return Story(text, outline, [hero, other, adjective, quality, thing, place])
 
 
 def _with_article(noun: str) -> str:
@@ -128,9 +142,13 @@ METRICS = {
 class CreativeWriting(BuiltinTask):
     """A very short story with some given words.
 
+    Most of the built-in demonstrations are mere outlines of a story, in which some of the words may be missing.
+
     The default reward is a product, so that no part of it can be traded away: the share of the words that occur, the
     fluency (the mean probability of a token under a small language model of such stories) and the share of distinct
-    pairs of words; and 0 for a text that does not end within its budget.
+    pairs of words; and 0 for a text that does not end within its budget. For data of one's own, of which that model has
+    never seen the like, the fluency is left out: with a model that has, say ``reward=gate(ended, Contains(meta="words",
+    name="coverage") * Fluency(...) * DistinctN(2))``.
 
     Args:
         data: Prompts of one's own, see :class:`~textgym.data.BuiltinTask`; ``meta["words"]`` of each is a list of
@@ -144,6 +162,10 @@ class CreativeWriting(BuiltinTask):
     headline_metrics = ("coverage", "all_words", "distinct_2", "ended")
     layouts = MappingProxyType({"self_instruct": Layout("yizhongw/self_instruct", rows=_instructions)})
 
+    def __init__(self, data: Source | None = None, columns: Columns | str | None = None) -> None:
+        super().__init__(data, columns)
+        self._tells_stories = data is None
+
     @classmethod
     def builtin(cls) -> Sequence[Sample]:
         """Three words of a story, and the story."""
@@ -152,6 +174,8 @@ class CreativeWriting(BuiltinTask):
     @cached_property
     def reward(self) -> Reward:  # type: ignore[override]  # made when it is asked for: it holds a model
         """Coverage x fluency x distinctness of a text that ends."""
+        if not self._tells_stories:
+            return gate(ended, COVERAGE * DistinctN(2))
         fluency = Fluency(
             STORY_MODEL, load_tokenizer(None), given_prompt=False, activation="probability", truncate=True
         )

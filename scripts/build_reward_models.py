@@ -107,7 +107,7 @@ def phrase(chance: Chance, kind: str, positive: bool) -> str:
 def a_fact(chance: Chance) -> str:
     """A statement that does not judge, without its full stop: of a story or of knowledge."""
     if chance.happens(0.5):
-        return story(chance)[1].partition(". ")[0]
+        return story(chance).text.partition(". ")[0]
     fact = chance.one_of(builtin_facts())
     statement = builtin_relations()[fact.relation].statement
     return statement.format(subject=fact.subject, value=fact.values[0]).removesuffix(".")
@@ -152,7 +152,7 @@ def story_examples(n: int, seed: int) -> list[Example]:
     tokenizer = load_tokenizer(None)
     chance = Chance((2026, 11, 4, seed))
     end = tokenizer.eos_token_id
-    rows = [torch.tensor([end, *tokenizer(" " + story(chance)[1])["input_ids"], end]) for _ in range(n)]
+    rows = [torch.tensor([end, *tokenizer(" " + story(chance).text)["input_ids"], end]) for _ in range(n)]
     return [{"input_ids": row, "labels": row} for row in rows]
 
 

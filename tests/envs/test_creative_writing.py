@@ -28,6 +28,26 @@ def test_stories_contain_their_words_and_splits_are_disjoint(task):
     assert metrics["distinct_2"] > 0.98
 
 
+def test_demonstrations_are_often_outlines_which_earn_less(task):
+    samples = task.samples("test")
+    demonstrations = [sample.meta["demonstration"] for sample in samples]
+    assert all(task.demonstration(s) == [f" {said}"] for s, said in zip(samples, demonstrations, strict=True))
+    shortened = [said != sample.references[0] for sample, said in zip(samples, demonstrations, strict=True)]
+    assert 0.5 < sum(shortened) / len(samples) < 0.7
+    scores = task.reward.score([told(s, f" {said}") for s, said in zip(samples, demonstrations, strict=True)])
+    values = {short: [s.value for s, is_short in zip(scores, shortened, strict=True) if is_short == short]
+              for short in (True, False)}  # fmt: skip
+    assert sum(values[True]) / len(values[True]) < 0.5 * sum(values[False]) / len(values[False])
+
+
+def test_the_story_model_does_not_judge_data_of_ones_own():
+    task = CreativeWriting([{"prompt": "Sing!", "references": "la", "words": ["night"], "split": "train"}])
+    (sample,) = task.samples("train")
+    (score,) = task.reward.score([told(sample, " The night is dark.")])
+    assert score.parts == {"ended": 1, "coverage": 1, "distinct_2": 1}
+    assert score.value == 1
+
+
 def test_the_reward_is_the_product_of_its_parts(task):
     sample = next(s for s in task.samples("test") if s.references[0].count(" ") > 10)
     whole, failing, unending = task.reward.score(
