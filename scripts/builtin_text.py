@@ -355,6 +355,38 @@ def opinion(rng: random.Random) -> str:
     )
 
 
+def recollection(rng: random.Random) -> str:
+    """Statements about a few people, and most of them once more in another order: what was said is to be looked up."""
+    people = rng.sample(NAMES, rng.randrange(2, 5))
+    forms = rng.sample(
+        (
+            lambda: f"has a {rng.choice(ADJECTIVES)} {rng.choice(THINGS)}",
+            lambda: f"is {rng.randrange(1, 100)} years old",
+            lambda: f"went to {rng.choice(PLACES)} on {rng.choice(DAYS)}",
+            lambda: f"bought {rng.randrange(2, 20)} {rng.choice(THINGS)}s",
+            lambda: f"met {rng.choice(NAMES)} in {rng.choice(PLACES)}",
+        ),
+        2,
+    )
+    said = [f"{name} {form()}." for form in forms for name in people]
+    return " ".join([*rng.sample(said, len(said)), *rng.sample(said, len(said) - 1)])
+
+
+def repetition(rng: random.Random) -> str:
+    """Words in no order, and the same once more."""
+    words = [*NAMES, *THINGS, *ADJECTIVES, *DAYS, *map(str, range(100))]
+    line = ", ".join(rng.sample(words, rng.randrange(3, 9)))
+    return f"{line}\n{line}"
+
+
+CONTEXT = (recollection, repetition)
+
+
+def context_text(rng: random.Random) -> str:
+    """A text that can be foretold from its own beginning alone."""
+    return rng.choice(CONTEXT)(rng)
+
+
 GENERAL: tuple[Callable[[random.Random], str], ...] = (
     story,
     arithmetic,
