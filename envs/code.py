@@ -14,7 +14,7 @@ from statistics import fmean
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from textgym.data import BuiltinTask, Columns, Layout, Row, Source
+from textgym.data import BuiltinTask, Layout, Row
 from textgym.envs.invention import Chance, prompted
 from textgym.envs.recipe import COMMON
 from textgym.episode import Episode, Prompt, Sample
@@ -22,7 +22,6 @@ from textgym.rewards.unit_tests import UnitTests
 
 __all__ = ["Code", "builtin_problems"]
 
-LONG_REPLY = 400
 N_PROBLEMS = 5000
 N_TESTS = 4
 N_ARGUMENTS = 500  # of each family of problems
@@ -54,6 +53,7 @@ class Code(BuiltinTask):
 
     stop = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # section 2.3 of Chen et al.
     max_new_tokens = 48
+    max_new_tokens_with_data = 400
     recipe = MappingProxyType({**COMMON, "total_timesteps": 50_000, "warm_start.epochs": 6})
     headline_metrics = ("pass@1", "tests_passed", "syntax_error_rate")
     layouts = MappingProxyType(
@@ -65,11 +65,6 @@ class Code(BuiltinTask):
             )
         }
     )
-
-    def __init__(self, data: Source | None = None, columns: Columns | str | None = None) -> None:
-        super().__init__(data, columns)
-        if data is not None:
-            self.max_new_tokens = LONG_REPLY
 
     @cached_property
     def reward(self) -> UnitTests:  # type: ignore[override]

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from textgym.data import BuiltinTask, Columns, Layout, Row, Source
+from textgym.data import BuiltinTask, Layout, Row
 from textgym.envs.invention import Chance, capitalised
 from textgym.envs.recipe import COMMON
 from textgym.envs.report import LENGTH, mean_scores
@@ -162,10 +162,6 @@ class CreativeWriting(BuiltinTask):
     headline_metrics = ("coverage", "all_words", "distinct_2", "ended")
     layouts = MappingProxyType({"self_instruct": Layout("yizhongw/self_instruct", rows=_instructions)})
 
-    def __init__(self, data: Source | None = None, columns: Columns | str | None = None) -> None:
-        super().__init__(data, columns)
-        self._tells_stories = data is None
-
     @classmethod
     def builtin(cls) -> Sequence[Sample]:
         """Three words of a story, and the story."""
@@ -174,7 +170,7 @@ class CreativeWriting(BuiltinTask):
     @cached_property
     def reward(self) -> Reward:  # type: ignore[override]  # made when it is asked for: it holds a model
         """Coverage x fluency x distinctness of a text that ends."""
-        if not self._tells_stories:
+        if not self.has_own_samples:
             return gate(ended, COVERAGE * DistinctN(2))
         fluency = Fluency(
             STORY_MODEL, load_tokenizer(None), given_prompt=False, activation="probability", truncate=True

@@ -12,7 +12,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
-from textgym.data import SPLITS, WARM_START, BuiltinTask, Layout, Row, builtin_split_of, split_of
+from textgym.data import BuiltinTask, Layout, Row, divided, split_of
 from textgym.envs.dialogue import CLERKS, builtin_goals
 from textgym.envs.invention import Chance
 from textgym.envs.recipe import COMMON
@@ -115,15 +115,11 @@ class DialogueReply(BuiltinTask):
 def _builtin_splits() -> Mapping[str, Sequence[Sample]]:
     """Divided by conversation; no context comes twice."""
     chance = Chance(SEED)
-    splits: dict[str, list[Sample]] = {split: [] for split in (WARM_START, *SPLITS)}
-    contexts: set[tuple[str, ...]] = set()
+    samples: dict[tuple[str, ...], Sample] = {}
     for goal in builtin_goals()[:N_CONVERSATIONS]:
         for sample in _contexts(goal, chance):
-            context = tuple(message["content"] for message in sample.messages)
-            if context not in contexts:
-                contexts.add(context)
-                splits[builtin_split_of(goal.id)].append(sample)
-    return splits
+            samples.setdefault(tuple(message["content"] for message in sample.messages), sample)
+    return divided(samples.values(), lambda sample: sample.id.rpartition("/")[0])
 
 
 def _contexts(goal: Sample, chance: Chance) -> Iterator[Sample]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from types import MappingProxyType
 
-from textgym.data import BuiltinTask, Columns, Layout, Row, Source
+from textgym.data import BuiltinTask, Layout, Row
 from textgym.envs.invention import Chance, prompted
 from textgym.envs.recipe import COMMON
 from textgym.episode import Episode, Sample
@@ -37,7 +37,6 @@ _NUMBER = re.compile(NUMBER)
 _ANSWER = re.compile(rf"\s*{NUMBER}\s*%?\.?\s*")
 _CALCULATION = re.compile(r"<<[^<>]*>>")
 
-LONG_REPLY = 400
 N_PROBLEMS = 10_000
 SEED = (2026, 3, 2)
 OPERANDS = range(2, 16)
@@ -138,6 +137,7 @@ class Math(BuiltinTask):
     reward = MathAnswer()
     stop = ("\nQuestion:",)
     max_new_tokens = 40
+    max_new_tokens_with_data = 400
     recipe = MappingProxyType(
         {
             **COMMON,
@@ -160,11 +160,6 @@ class Math(BuiltinTask):
             )
         }
     )
-
-    def __init__(self, data: Source | None = None, columns: Columns | str | None = None) -> None:
-        super().__init__(data, columns)
-        if data is not None:
-            self.max_new_tokens = LONG_REPLY
 
     @classmethod
     def builtin(cls) -> tuple[Sample, ...]:

@@ -18,7 +18,7 @@ from textgym.errors import DataError
 from textgym.hashing import hashed_id, hashed_share
 from textgym.task import Task
 
-__all__ = ["SPLITS", "BuiltinTask", "DataTask", "Layout", "builtin_split_of", "load_samples", "split_of"]
+__all__ = ["SPLITS", "BuiltinTask", "DataTask", "Layout", "builtin_split_of", "divided", "load_samples", "split_of"]
 
 SPLITS = ("train", "validation", "test")
 SHARES = (0.8, 0.1, 0.1)
@@ -73,6 +73,16 @@ def builtin_split_of(key: str) -> str:
     split = split_of(key)
     is_imitated = split == "train" and hashed_share(f"{WARM_START}\n{key}") < WARM_START_SHARE
     return WARM_START if is_imitated else split
+
+
+def divided(
+    samples: Iterable[Sample], key: Callable[[Sample], str] = lambda sample: sample.id
+) -> dict[str, list[Sample]]:
+    """Built-in samples by split, see :func:`builtin_split_of`; those with the same key stay together."""
+    splits: dict[str, list[Sample]] = {split: [] for split in (WARM_START, *SPLITS)}
+    for sample in samples:
+        splits[builtin_split_of(key(sample))].append(sample)
+    return splits
 
 
 def load_samples(source: Source, columns: Columns | Layout | None = None) -> dict[str, list[Sample]]:
@@ -158,20 +168,26 @@ class BuiltinTask(DataTask):
 
     Attributes:
         layouts: Those of the public data sets of its kind, by name.
+        max_new_tokens_with_data: The budget with data of one's own; None: that of the built-in samples.
+        has_own_samples: Whether it is about the built-in samples.
 
     Raises:
         DataError: The source is missing, empty or malformed, or there is no layout of that name.
     """
 
     layouts: Mapping[str, Layout] = MappingProxyType({})
+    max_new_tokens_with_data: int | None = None
 
     def __init__(self, data: Source | None = None, columns: Columns | str | None = None) -> None:
+        self.has_own_samples = data is None
+        if not self.has_own_samples and self.max_new_tokens_with_data is not None:
+            self.max_new_tokens = self.max_new_tokens_with_data
         if data is None:
             if columns is not None:
                 raise DataError(f"columns={columns!r} without data: they say how to read data=...")
             data = self.builtin()
             if not isinstance(data, Mapping):
-                data = _by_split(data)
+                data = divided(data)
         layout: Columns | Layout | None = self._layout(columns) if isinstance(columns, str) else columns
         if isinstance(data, str) and data in self.layouts:
             layout = self.layouts[data]
@@ -201,13 +217,6 @@ class BuiltinTask(DataTask):
             known = ", ".join(map(repr, self.layouts)) or "none"
             raise DataError(f"{type(self).__name__} knows no layout {name!r}; there are {known}, or columns={{...}}.")
         return self.layouts[name]
-
-
-def _by_split(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
-    splits: dict[str, list[Sample]] = {split: [] for split in (WARM_START, *SPLITS)}
-    for sample in samples:
-        splits[builtin_split_of(sample.id)].append(sample)
-    return splits
 
 
 class _Item(NamedTuple):

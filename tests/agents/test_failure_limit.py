@@ -113,14 +113,7 @@ def test_a_run_that_was_stopped_ends_as_one_whose_reward_never_failed(
     stages = Training.resume(path).run()
     assert list(stages) == ["base", "sft", "ppo"]
     assert all(set(figures) == {"accuracy", "reward", "unscored"} for figures in stages.values())
-    for name in ("results.json", "validation.jsonl", "episodes.jsonl"):
-        assert (path / name).read_text() == (finished / name).read_text(), name
-    pairs = zip(
-        tiny_run.without_clock(tiny_run.progress_of(path)),
-        tiny_run.without_clock(tiny_run.progress_of(finished)),
-        strict=True,
-    )
-    assert all(row == pytest.approx(expected, nan_ok=True) for row, expected in pairs)
+    tiny_run.assert_ended_alike(path, finished)
 
 
 def test_failures_below_the_limit_are_counted_and_shown(model, service, tmp_path):

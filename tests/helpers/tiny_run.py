@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 
+import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -68,3 +69,11 @@ def without_clock(rows):
     """The rows as numbers, without those that depend on how fast the machine is or where a run was resumed."""
     clock = ("time/fps", "time/time_elapsed", "time/iterations")
     return [{name: float(value or "nan") for name, value in row.items() if name not in clock} for row in rows]
+
+
+def assert_ended_alike(path, finished):
+    """Two runs' results are the same, and so is their progress but for the time that it took."""
+    for name in ("results.json", "validation.jsonl", "episodes.jsonl"):
+        assert (path / name).read_text() == (finished / name).read_text(), name
+    pairs = zip(without_clock(progress_of(path)), without_clock(progress_of(finished)), strict=True)
+    assert all(row == pytest.approx(expected, nan_ok=True) for row, expected in pairs)
