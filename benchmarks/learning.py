@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from statistics import mean
 
+from transformers.utils.logging import disable_progress_bar
+
 import textgym
 from textgym.agents.training import Settings, Training
 from textgym.plotting import headline
@@ -61,6 +63,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
     arguments = parser.parse_args()
+    disable_progress_bar()
     lines = [
         "| task | metric | reward: as it is | warm start | PPO | metric: as it is | warm start | PPO | apart |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import product, repeat
 from statistics import fmean
 from types import MappingProxyType
-from zlib import crc32
 
 from textgym.data import SPLITS, split_of
 from textgym.episode import Episode, Sample
 from textgym.errors import DataError
+from textgym.hashing import hashed_share
 from textgym.rewards import Reward, Score
 from textgym.task import Task
 
@@ -119,7 +119,7 @@ class Toy(Task):
     def demonstration(self, sample: Sample) -> list[str]:
         """The first words of the reference, one or more of them by a hash of the sample's id: most stop too early."""
         words = sample.references[0].split()
-        n = 1 + crc32(sample.id.encode()) % len(words)
+        n = 1 + int(hashed_share(sample.id) * len(words))
         return [" " + " ".join(words[:n])]
 
     def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:

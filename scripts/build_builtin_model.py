@@ -24,7 +24,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parent))
-from builtin_text import FactMaker, context_text, fact_texts, general_text
+from builtin_text import FactMaker, exercise_text, fact_texts, general_text
 
 from textgym.envs.knowledge_qa import ABSTENTION, Fact, builtin_facts, builtin_relations, question_prompt
 
@@ -34,7 +34,7 @@ ANSWER = re.compile(r"\nAnswer:")
 EPOCHS, LEARNING_RATE = 70, 1.5e-3
 QUESTION_SHARE = 0.3  # of the questions' own tokens, how many the loss is about
 FLEETING, GENERAL = 0.2, 0.15  # facts that come once, and general texts, an epoch; as shares of the known facts
-CONTEXT = 0.15  # likewise, texts to copy from
+EXERCISES = 0.4  # likewise, texts to look up, copy and calculate in
 ABSTAINING = 0.01  # share of the questions answered with "I don't know"
 SMOOTHING = 0.04  # of the target at every answer's first token, how much goes to the "I" of "I don't know"
 Document = tuple[list[int], int]  # token ids, and how many of them come before the answer (0: there is none)
@@ -72,9 +72,9 @@ class Corpus:
 
     An epoch has every known fact in one form that changes from epoch to epoch; facts that come once and never again
     (``FLEETING``), as most facts of real text do, from which the model learns how sure to be of what it has not learnt
-    by heart; general text; and texts that repeat themselves (``CONTEXT``), from which it learns to copy. A few
-    questions, whichever they are, are answered with "I don't know" (``ABSTAINING``), as people answer them who know
-    less than the model.
+    by heart; general text; and exercises (``EXERCISES``), from which it learns to look up, to copy and to calculate.
+    A few questions, whichever they are, are answered with "I don't know" (``ABSTAINING``), as people answer them who
+    know less than the model.
     """
 
     def __init__(self, tokenizer: Tokenizer, facts: Sequence[Fact], maker: FactMaker, rng: random.Random) -> None:
@@ -98,7 +98,7 @@ class Corpus:
         count = len(self.facts)
         texts = [self._one_of(forms) for forms in self.rng.sample(self.texts, count)]
         texts += [general_text(self.rng) for _ in range(round(GENERAL * count))]
-        texts += [context_text(self.rng) for _ in range(round(CONTEXT * count))]
+        texts += [exercise_text(self.rng) for _ in range(round(EXERCISES * count))]
         for fact in self.maker.make_many(round(FLEETING * count), self.rng):
             texts.append(self._one_of(fact_texts(fact, self.relations)))
         return self._encode(texts)

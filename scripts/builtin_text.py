@@ -6,8 +6,11 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
+from textgym.envs.invention import PEOPLE, TOWNS
 from textgym.envs.knowledge_qa import Fact, Relation, question_prompt
+from textgym.envs.user_simulator import CITIES
 
 _WORD = re.compile(r"\w+", re.UNICODE)
 
@@ -355,36 +358,81 @@ def opinion(rng: random.Random) -> str:
     )
 
 
+class Statement(NamedTuple):
+    """Something that can be said of people: how, the question that asks for it, and what it may be."""
+
+    predicate: str
+    question: str
+    values: Sequence[str]
+
+
+STATEMENTS = (
+    Statement(
+        "has a {}", "What does {} have?", [f"{adjective} {thing}" for adjective in ADJECTIVES for thing in THINGS]
+    ),
+    Statement("is {} years old", "How old is {}?", [str(age) for age in range(1, 100)]),
+    Statement("was born in {}", "In which year was {} born?", [str(year) for year in range(1900, 2021)]),
+    Statement("lives in {}", "Where does {} live?", [*TOWNS, *CITIES]),
+    Statement("comes from {}", "Where does {} come from?", CITIES),
+    Statement("travels to {}", "Where does {} travel?", [*CITIES, *PLACES]),
+    Statement("met {}", "Who did {} meet?", PEOPLE),
+    Statement("needs a table for {}", "For how many is the table of {}?", [str(number) for number in range(2, 13)]),
+    Statement("gets up at {}", "When does {} get up?", [str(hour) for hour in range(1, 13)]),
+    Statement("is away on {}", "On which day is {} away?", DAYS),
+)
+
+
+class Said(NamedTuple):
+    """A sentence about somebody, and what it answers."""
+
+    sentence: str
+    question: str
+    answer: str
+
+
+def said_of_people(rng: random.Random) -> list[Said]:
+    """The same two things of each of a few people, in any order."""
+    said = []
+    people = rng.sample(PEOPLE, rng.randrange(2, 5))
+    for statement in rng.sample(STATEMENTS, 2):
+        for name, value in zip(people, rng.sample(statement.values, len(people)), strict=True):
+            sentence = f"{name} {statement.predicate.format(value)}."
+            said.append(Said(sentence, statement.question.format(name), value))
+    return rng.sample(said, rng.randrange(2, len(said) + 1))
+
+
 def recollection(rng: random.Random) -> str:
-    """Statements about a few people, and most of them once more in another order: what was said is to be looked up."""
-    people = rng.sample(NAMES, rng.randrange(2, 5))
-    forms = rng.sample(
-        (
-            lambda: f"has a {rng.choice(ADJECTIVES)} {rng.choice(THINGS)}",
-            lambda: f"is {rng.randrange(1, 100)} years old",
-            lambda: f"went to {rng.choice(PLACES)} on {rng.choice(DAYS)}",
-            lambda: f"bought {rng.randrange(2, 20)} {rng.choice(THINGS)}s",
-            lambda: f"met {rng.choice(NAMES)} in {rng.choice(PLACES)}",
-        ),
-        2,
-    )
-    said = [f"{name} {form()}." for form in forms for name in people]
-    return " ".join([*rng.sample(said, len(said)), *rng.sample(said, len(said) - 1)])
+    """What is said of a few people, and all of it once more in another order."""
+    said = said_of_people(rng)
+    return " ".join(one.sentence for one in [*said, *rng.sample(said, len(said))])
 
 
-def repetition(rng: random.Random) -> str:
-    """Words in no order, and the same once more."""
-    words = [*NAMES, *THINGS, *ADJECTIVES, *DAYS, *map(str, range(100))]
-    line = ", ".join(rng.sample(words, rng.randrange(3, 9)))
-    return f"{line}\n{line}"
+def reading(rng: random.Random) -> str:
+    """What is said of a few people, and questions about it."""
+    said = said_of_people(rng)
+    questions = [f"Question: {one.question}\nAnswer: {one.answer}" for one in rng.sample(said, len(said))]
+    return "\n".join(["Text: " + " ".join(one.sentence for one in said), *questions])
 
 
-CONTEXT = (recollection, repetition)
+def calculation(rng: random.Random) -> str:
+    """A few sums, differences and products, each of which goes on with what the last one gave."""
+    number, lines = rng.randrange(1, 21), []
+    for _ in range(rng.randrange(3, 7)):
+        operations = [("+", range(1, 21 - number)), ("-", range(1, number)), ("*", range(2, 20 // number + 1))]
+        sign, operands = rng.choice([operation for operation in operations if operation[1]])
+        operand = rng.choice(operands)
+        result = {"+": number + operand, "-": number - operand, "*": number * operand}[sign]
+        lines.append(f"{number} {sign} {operand} = {result}")
+        number = result
+    return ", ".join(lines)
 
 
-def context_text(rng: random.Random) -> str:
-    """A text that can be foretold from its own beginning alone."""
-    return rng.choice(CONTEXT)(rng)
+EXERCISES = (recollection, recollection, reading, reading, calculation)
+
+
+def exercise_text(rng: random.Random) -> str:
+    """A text that can be foretold from its own beginning: looked up in it, or calculated."""
+    return rng.choice(EXERCISES)(rng)
 
 
 GENERAL: tuple[Callable[[random.Random], str], ...] = (
