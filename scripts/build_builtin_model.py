@@ -1,7 +1,7 @@
 """Builds the model that ships with textgym, tokenizer and weights, from text that this repository makes.
 
 Run:
-    python scripts/build_builtin_model.py            # writes textgym/builtin, in some 20 minutes on two cores
+    python scripts/build_builtin_model.py            # writes textgym/builtin, in some 35 minutes on two cores
 
 Deterministic for a seed (on the same machine and the same version of torch).
 """

@@ -8,9 +8,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from textgym.envs.invention import PEOPLE, TOWNS
+from textgym.envs.invention import DAYS, PEOPLE, TOWNS
 from textgym.envs.knowledge_qa import Fact, Relation, question_prompt
 from textgym.envs.user_simulator import CITIES
+from textgym.envs.word_problems import OPERATIONS
 
 _WORD = re.compile(r"\w+", re.UNICODE)
 
@@ -204,7 +205,6 @@ BAD = ["boring", "dull", "awful", "clumsy", "tiresome", "silly", "weak", "ugly",
 WORKS = ["film", "book", "play", "song", "story", "concert", "show", "novel"]
 ADJECTIVES = ["old", "new", "red", "blue", "small", "large", "green", "heavy", "bright", "quiet"]
 VERBS = [("went to", "go to"), ("walked to", "walk to"), ("drove to", "drive to"), ("ran to", "run to")]
-DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 
 
 def story(rng: random.Random) -> str:
@@ -410,7 +410,7 @@ def recollection(rng: random.Random) -> str:
 def reading(rng: random.Random) -> str:
     """What is said of a few people, and questions about it."""
     said = said_of_people(rng)
-    questions = [f"Question: {one.question}\nAnswer: {one.answer}" for one in rng.sample(said, len(said))]
+    questions = [f"{question_prompt(one.question)} {one.answer}" for one in rng.sample(said, len(said))]
     return "\n".join(["Text: " + " ".join(one.sentence for one in said), *questions])
 
 
@@ -421,7 +421,7 @@ def calculation(rng: random.Random) -> str:
         operations = [("+", range(1, 21 - number)), ("-", range(1, number)), ("*", range(2, 20 // number + 1))]
         sign, operands = rng.choice([operation for operation in operations if operation[1]])
         operand = rng.choice(operands)
-        result = {"+": number + operand, "-": number - operand, "*": number * operand}[sign]
+        result = OPERATIONS[sign](number, operand)
         lines.append(f"{number} {sign} {operand} = {result}")
         number = result
     return ", ".join(lines)
