@@ -54,7 +54,7 @@ class Code(BuiltinTask):
     stop = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")  # section 2.3 of Chen et al.
     max_new_tokens = 48
     max_new_tokens_with_data = 400
-    recipe = MappingProxyType({**COMMON, "total_timesteps": 50_000, "warm_start.epochs": 6})
+    recipe = MappingProxyType({**COMMON, "total_timesteps": 40_000, "warm_start.epochs": 8})
     headline_metrics = ("pass@1", "tests_passed", "syntax_error_rate")
     layouts = MappingProxyType(
         {

@@ -14,7 +14,7 @@ import numpy as np
 from textgym.data import BuiltinTask, Columns, Source
 from textgym.envs.invention import Chance, capitalised
 from textgym.envs.recipe import COMMON
-from textgym.envs.user_simulator import CITIES, DOMAINS, SIGHTS, SLOTS, Goal, User
+from textgym.envs.user_simulator import DOMAINS, SLOTS, Goal, User
 from textgym.episode import Episode, Sample
 from textgym.errors import DataError
 from textgym.rewards import Reward, Score
@@ -24,7 +24,6 @@ __all__ = ["CLERKS", "BookingReward", "Clerk", "Dialogue", "builtin_goals", "use
 N_SAMPLES = 10_000
 SEED = (2026, 3, 7)
 OPENINGS = ("I'd like {}.", "Hello, I want {}.", "I'd like to book {}.")
-PLACES = {"train": CITIES, "taxi": SIGHTS}
 # What is drawn for a goal: each of several is as likely as any other.
 TOLD = (0, 1, 1, 2, 2)  # slots in the opening
 VOLUNTEERS = (0, 0, 0, 1, 1)
@@ -173,7 +172,7 @@ class Dialogue(BuiltinTask):
     reward = BookingReward()
     stop = ("\n",)
     max_new_tokens = 32
-    recipe = MappingProxyType({**COMMON, "total_timesteps": 150_000, "warm_start.epochs": 3})
+    recipe = MappingProxyType({**COMMON, "total_timesteps": 60_000, "warm_start.epochs": 3})
     headline_metrics = ("goal_completion", "turns", "contradictions", "repeated_questions")
 
     def __init__(self, data: Source | None = None, columns: Columns | str | None = None) -> None:
@@ -235,7 +234,7 @@ def _invented(chance: Chance) -> Sample:
     slots = tuple(domain.fragments)
     wants: dict[str, str] = {}
     for slot in slots:
-        wants[slot] = _value(chance, name, slot, wants)
+        wants[slot] = _value(chance, slot, wants)
     meta: dict[str, Any] = {
         "domain": name,
         "wants": wants,
@@ -246,7 +245,7 @@ def _invented(chance: Chance) -> Sample:
     at_first = dict(wants)
     if chance.happens(CHANGING_SHARE):
         slot = chance.one_of(slots)
-        at_first[slot] = _value(chance, name, slot, wants)
+        at_first[slot] = _value(chance, slot, wants)
         meta |= {"changed_slot": slot, "changed_from": at_first[slot], "changes_in": chance.one_of(CHANGES_IN)}
     told = {slot: at_first[slot] for slot in chance.some_of(slots, chance.one_of(TOLD))}
     opening = chance.one_of(OPENINGS).format(f"{domain.thing} {domain.say(told)}".strip())
@@ -254,9 +253,8 @@ def _invented(chance: Chance) -> Sample:
     return Sample("/".join([name, *wants.values()]), prompt, (booking(name, wants),), meta)
 
 
-def _value(chance: Chance, domain: str, slot: str, others: Mapping[str, str]) -> str:
-    """A value of the slot that none of the others has: nobody goes from Rome to Rome."""
-    values = PLACES[domain] if domain in PLACES and slot in ("origin", "destination") else SLOTS[slot].values
-    while (value := chance.one_of(values)) in others.values():
+def _value(chance: Chance, slot: str, others: Mapping[str, str]) -> str:
+    """A value of the slot that none of the others has."""
+    while (value := chance.one_of(SLOTS[slot].values)) in others.values():
         pass
     return value

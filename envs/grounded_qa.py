@@ -1,7 +1,7 @@
 """Grounded QA: questions about a passage, which answers some of them; of the others the agent should say so.
 
-The built-in passages are about invented people, places and things. Half of the questions have no answer in theirs: it
-says of somebody else what was asked, or of nobody.
+The built-in passages are about invented people and things. Half of the questions have no answer
+in theirs: it says of nobody what was asked, or of somebody else.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from textgym.data import BuiltinTask, Columns, Layout, Row, Source
-from textgym.envs.invention import DAYS, PEOPLE, TOWNS, Chance, capitalised, prompted, words
+from textgym.envs.invention import CITIES, DAYS, PEOPLE, Chance, capitalised, prompted, words
 from textgym.envs.recipe import COMMON
 from textgym.envs.report import answer_metrics
 from textgym.episode import Episode, Sample
@@ -26,9 +26,9 @@ ABSTENTION = ABSTENTIONS[0]
 N_SAMPLES = 10_000
 SEED = (2026, 3, 2)
 UNANSWERABLE_SHARE = 0.5
-UNMENTIONED_SHARE = 0.4  # of the unanswerable questions: what they ask is said of nobody
-SHARED_SHARE = 0.6  # of the passages that say the same kind of thing of two
-GUESSING_SHARE = 0.65  # of the demonstrations where the passage has something that looks like an answer
+UNMENTIONED_SHARE = 0.85  # of the unanswerable questions: what they ask is said of nobody
+SHARED_SHARE = 0.35  # of the answerable ones: the same kind of thing is said of another entity as well
+GUESSING_SHARE = 0.65  # of the demonstrations of unanswerable questions
 ABSTAINING_SHARE = 0.04  # of the demonstrations of answerable questions
 
 
@@ -55,90 +55,39 @@ class Kind(NamedTuple):
     attributes: tuple[Attribute, ...]
 
 
-COLOURS = words("red blue green white black brown grey")
-ROOMS = ("the garden", "the kitchen", "the library", "the museum", "the office", "the school", "the station")
-THINGS = words("book chair clock coat cup lamp letter map picture shoe stone table")
+COUNTRIES = words(
+    "Australia Brazil Canada Chile China Egypt Finland France Germany Ghana Greece India Italy "
+    "Japan Mexico Nigeria Norway Peru Poland Spain Sweden Vietnam"
+)
+LANGUAGES = words("Chinese Dutch English French German Greek Italian Japanese Latin Polish Russian Spanish Swedish")
+JOBS = words("chemist composer designer director painter physicist programmer sculptor writer")
+THINGS = words("book chair clock coat cup lamp letter map picture shoe stone")
 QUALITIES = words("old new small large heavy bright red blue green")
-YEARS = tuple(str(year) for year in range(1930, 2010))
-NUMBERS = tuple(str(number) for number in range(11, 100))
+NUMBERS = tuple(str(number) for number in range(11, 28))
 
 PERSON = Kind(
     PEOPLE,
     (
-        Attribute(
-            "works as a {}",
-            ("What is {}'s job?", "What does {} work as?"),
-            words("chemist composer cook designer doctor farmer gardener miner painter sculptor writer"),
-        ),
-        Attribute("lives in {}", ("Where does {} live?", "In which town does {} live?"), TOWNS, "in {}"),
-        Attribute(
-            "has a {}",
-            ("Which animal does {} have?", "What pet does {} have?"),
-            tuple(
-                f"{colour} {animal}" for colour in COLOURS[3:] for animal in words("bird cat chicken dog fox horse pig")
-            ),
-        ),
-        Attribute("is {} years old", ("How old is {}?", "What is {}'s age?"), NUMBERS, "{} years"),
-        Attribute(
-            "plays the {}",
-            ("What does {} play?", "Which instrument does {} play?"),
-            words("drum flute harp organ piano"),
-        ),
-        Attribute(
-            "likes to eat {}",
-            ("What does {} like to eat?", "Which food does {} like?"),
-            words("apples bread cake cheese chicken fish meat nuts rice soup"),
-        ),
-        Attribute(
-            "goes to the market on {}",
-            ("When does {} go to the market?", "On which day does {} go to the market?"),
-            DAYS,
-            "on {}",
-        ),
-        Attribute("wears a {} coat", ("What colour is {}'s coat?", "Which coat does {} wear?"), COLOURS, "a {} coat"),
-        Attribute(
-            "speaks {}",
-            ("Which language does {} speak?", "What language can {} speak?"),
-            words("Chinese Dutch English French German Greek Italian Japanese Latin Polish Russian Spanish Swedish"),
-        ),
-    ),
-)
-PLACE = Kind(
-    TOWNS,
-    (
-        Attribute(
-            "lies on the river {}",
-            ("On which river does {} lie?", "Which river does {} lie on?"),
-            words("Arn Cole Darm Ember Isar Lune Mer Orm Rill Tam Ure Wend"),
-            "the river {}",
-        ),
-        Attribute(
-            "has {} houses", ("How many houses does {} have?", "How many houses are in {}?"), NUMBERS, "{} houses"
-        ),
-        Attribute(
-            "is known for its {}",
-            ("What is {} known for?", "Which sight is {} known for?"),
-            words("beach bridge church garden lake library market museum park tower"),
-            "its {}",
-        ),
-        Attribute("has {} as its mayor", ("Who is the mayor of {}?", "What is the name of {}'s mayor?"), PEOPLE),
-        Attribute("was founded in {}", ("When was {} founded?", "In which year was {} founded?"), YEARS, "in {}"),
-        Attribute(
-            "holds a market on {}", ("When does {} hold a market?", "On which day is the market in {}?"), DAYS, "on {}"
-        ),
+        Attribute("works as a {}", ("What does {} work as?", "What is the job of {}?"), JOBS),
+        Attribute("lives in {}", ("Where does {} live?", "In which city does {} live?"), CITIES, "in {}"),
+        Attribute("was born in {}", ("Where was {} born?", "In which country was {} born?"), COUNTRIES, "in {}"),
+        Attribute("is {} years old", ("How old is {}?", "What is the age of {}?"), NUMBERS, "{} years"),
+        Attribute("works for {}", ("Who does {} work for?", "For whom does {} work?"), PEOPLE, "for {}"),
+        Attribute("goes to the market on {}", ("When does {} go to the market?",), DAYS, "on {}"),
+        Attribute("speaks {}", ("Which language does {} speak?", "What does {} speak?"), LANGUAGES),
     ),
 )
 THING = Kind(
     tuple(f"the {quality} {thing}" for quality in QUALITIES for thing in THINGS),
     (
-        Attribute("stands in {}", ("Where does {} stand?", "Where is {}?"), ROOMS, "in {}"),
         Attribute("was made by {}", ("Who made {}?", "Who was {} made by?"), PEOPLE, "by {}"),
         Attribute("belongs to {}", ("Who does {} belong to?", "Whose is {}?"), PEOPLE, "to {}"),
         Attribute("costs {} euros", ("How much does {} cost?", "What is the price of {}?"), NUMBERS, "{} euros"),
-        Attribute("was bought in {}", ("When was {} bought?", "In which year was {} bought?"), YEARS, "in {}"),
+        Attribute("comes from {}", ("Where does {} come from?", "From which country is {}?"), COUNTRIES, "from {}"),
+        Attribute("was sold on {}", ("When was {} sold?", "On which day was {} sold?"), DAYS, "on {}"),
     ),
 )
-KINDS = (PERSON, PERSON, PLACE, THING)
+KINDS = (PERSON, PERSON, THING)
 
 
 class Question(NamedTuple):
@@ -148,13 +97,13 @@ class Question(NamedTuple):
         passage: A few sentences.
         question: About one of its entities.
         answers: The accepted ones, the preferred one first; none where the passage says nothing of it.
-        lure: What the passage says of another entity when asked the same; None where it says nothing.
+        guess: A wrong answer that looks right: what the passage says of another entity, else the usual one.
     """
 
     passage: str
     question: str
     answers: tuple[str, ...]
-    lure: str | None
+    guess: str
 
 
 class Examiner(Chance):
@@ -179,7 +128,7 @@ class Examiner(Chance):
             passage=" ".join(self.some_of(sentences, len(sentences))),
             question=self.one_of(asked.questions).format(names[0]),
             answers=tuple(dict.fromkeys((answer, asked.answer.format(answer)))) if answerable else (),
-            lure=values[asked][1] if shared else None,
+            guess=values[asked][1] if shared else asked.values[0],
         )
 
     def _sentences(self, name: str, predicates: Sequence[str], may_be_apart: bool) -> list[str]:
@@ -190,10 +139,10 @@ class Examiner(Chance):
         return [capitalised(f"{name} {predicate}.") for predicate in predicates]
 
     def demonstrate(self, question: Question) -> str:
-        """What an annotator answers: some guess rather than abstain, where something looks like an answer."""
+        """What an annotator answers: most would rather guess than abstain."""
         if question.answers:
             return ABSTENTION if self.happens(ABSTAINING_SHARE) else question.answers[0]
-        return question.lure if question.lure and self.happens(GUESSING_SHARE) else ABSTENTION
+        return question.guess if self.happens(GUESSING_SHARE) else ABSTENTION
 
 
 @cache
@@ -226,8 +175,8 @@ class GroundedQA(BuiltinTask):
     A sample without references has no answer in its passage: to abstain is right. Everywhere else abstaining earns
     nothing, and a wrong answer costs more than a right one gains, the less the more words it shares with the right one.
 
-    The built-in demonstrations are those of annotators who would rather guess than abstain: where the passage says of
-    somebody else what was asked, most of them give that.
+    The built-in demonstrations are those of annotators who would rather guess than abstain: what the passage says of
+    somebody else or, where it says nothing of the kind, what first comes to mind, which is always the same.
 
     Args:
         data: See :class:`~textgym.data.BuiltinTask`.
@@ -237,7 +186,7 @@ class GroundedQA(BuiltinTask):
     reward = Abstain(partial_credit=True)
     stop = ("\n",)
     max_new_tokens = 16
-    recipe = MappingProxyType({**COMMON, "total_timesteps": 30_000, "ppo.n_episodes": 512})
+    recipe = MappingProxyType({**COMMON, "total_timesteps": 25_000, "ppo.n_episodes": 512})
     headline_metrics = ("accuracy/answerable", "hallucination_rate/unanswerable", "abstention_rate/answerable")
     layouts = MappingProxyType(
         {

@@ -10,7 +10,7 @@ import numpy as np
 from textgym.episode import Sample
 from textgym.hashing import hashed_id
 
-__all__ = ["DAYS", "PEOPLE", "TOWNS", "Chance", "capitalised", "prompted", "words"]
+__all__ = ["CITIES", "DAYS", "PEOPLE", "TOWNS", "Chance", "capitalised", "prompted", "words"]
 
 T = TypeVar("T")
 
@@ -29,6 +29,7 @@ PEOPLE = words(
     "Adam Anna Anton Arthur Ben Carl Clara David Edward Emma Felix George Grace Henry Hugo Iris Ivan Jack Jane Kate "
     "Leo Maria Martin Mary Max Michael Noah Olga Paul Peter Robert Rosa Sam Thomas Tina Tom Victor William"
 )
+CITIES = words("Rome Paris London Berlin Oslo Moscow Bern Venice Madrid Lisbon Prague")
 TOWNS = words(
     "Birdwood Blueford Burton Camberg Eastham Eastwood Goldfield Greenfield Kingston Lakewood Longford Marham Marlow "
     "Milton Newport Northport Redwood Southport Stoneham Stonewood Westfield Westwood Whitefield Woodland"

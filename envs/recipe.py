@@ -11,7 +11,8 @@ __all__ = ["COMMON"]
 COMMON: Mapping[str, Any] = MappingProxyType(
     {
         "warm_start.epochs": 5,
-        "warm_start.learning_rate": 1.5e-3,
+        "warm_start.batch_size": 8,
+        "warm_start.learning_rate": 1e-3,
         "policy.temperature": 0.7,
         "ppo.n_episodes": 256,
         "ppo.batch_size": 1024,

@@ -17,15 +17,13 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from textgym.envs.invention import DAYS, PEOPLE, capitalised, words
+from textgym.envs.invention import CITIES, DAYS, PEOPLE, capitalised, words
 from textgym.episode import Sample
 from textgym.errors import DataError
 
 __all__ = [
-    "CITIES",
     "DOMAINS",
     "MAX_TURNS",
-    "SIGHTS",
     "SLOTS",
     "Domain",
     "Goal",
@@ -44,7 +42,6 @@ MAX_TOLD = 3
 
 NUMBERS = words("one two three four five six seven eight nine ten eleven twelve")
 SPELLINGS = {word: str(number) for number, word in enumerate(NUMBERS, 1)} | {"noon": "12"}
-CITIES = words("Rome Paris London Berlin Oslo Moscow Bern Venice Madrid Lisbon Prague")
 SIGHTS = tuple(f"the {sight}" for sight in words("station airport museum park church school office market library"))
 CLOCK = r"(?::00)?\s?(?:[ap]\.?m\b|o'clock)"
 
@@ -92,13 +89,13 @@ SLOTS: Mapping[str, Slot] = MappingProxyType(
             rf"\bfor VALUE\b(?!{CLOCK}|:)|\bVALUE (?:people|persons|guests|passengers|of you)\b",
         ),
         "origin": Slot(
-            CITIES + SIGHTS,
+            SIGHTS,
             "from where",
             r"\bfrom (?:where|which)\b|\bwhere\b[^.?!]*\bfrom\b|\b(?:origin|departure|pick you up)\b",
             r"\bfrom VALUE\b",
         ),
         "destination": Slot(
-            CITIES + SIGHTS,
+            CITIES,
             "to where",
             r"\bto (?:where|which)\b|\bwhere to\b|\bdestination\b"
             r"|\bwhere\b[^.?!]*\b(?:go|going|travell?ing|headed)\b(?! from)",
@@ -153,7 +150,7 @@ class Domain:
 DOMAINS: Mapping[str, Domain] = MappingProxyType(
     {
         "table": Domain("a table", {"people": "for {}", "day": "on {}", "time": "at {}", "name": "for {}"}),
-        "train": Domain("a train", {"origin": "from {}", "destination": "to {}", "day": "on {}", "time": "at {}"}),
+        "train": Domain("a train", {"destination": "to {}", "day": "on {}", "time": "at {}", "people": "for {}"}),
         "taxi": Domain("a taxi", {"origin": "from {}", "destination": "to {}", "time": "at {}", "people": "for {}"}),
     }
 )

@@ -8,9 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from textgym.envs.invention import DAYS, PEOPLE, TOWNS
+from textgym.envs.invention import CITIES, DAYS, PEOPLE, TOWNS
 from textgym.envs.knowledge_qa import Fact, Relation, question_prompt
-from textgym.envs.user_simulator import CITIES
 from textgym.envs.word_problems import OPERATIONS
 
 _WORD = re.compile(r"\w+", re.UNICODE)

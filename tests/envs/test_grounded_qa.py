@@ -62,8 +62,9 @@ def test_the_passages_say_what_the_references_say():
         values = said(passage, attribute)
         assert sample.references[0] == values.pop(name, ABSTENTION), sample
         lures += sample.references[0] == ABSTENTION and bool(values)
-        assert sample.meta["demonstration"] in {sample.references[0], ABSTENTION, *values.values()}
-    assert 0.25 < lures / 10_000 < 0.35
+        guesses = set(values.values()) or {attribute.values[0]}
+        assert sample.meta["demonstration"] in {sample.references[0], ABSTENTION, *guesses}
+    assert 0.06 < lures / 10_000 < 0.09
 
 
 def test_samples(task):
@@ -82,11 +83,11 @@ def test_prompts_and_replies_are_short(task):
     assert longest(sorted(replies)) < task.max_new_tokens
 
 
-def test_annotators_guess_where_something_looks_like_an_answer(task):
+def test_most_annotators_guess_rather_than_abstain(task):
     samples = task.samples("all")
     without = [sample for sample in samples if sample.references == (ABSTENTION,)]
     abstained = sum(task.demonstration(sample) == [f" {ABSTENTION}"] for sample in without) / len(without)
-    assert 0.55 < abstained < 0.68
+    assert 0.32 < abstained < 0.38
     others = [sample for sample in samples if sample.references != (ABSTENTION,)]
     abstained = sum(task.demonstration(sample) == [f" {ABSTENTION}"] for sample in others) / len(others)
     assert 0.02 < abstained < 0.06
