@@ -23,7 +23,7 @@ from textgym.rewards.abstain import ABSTENTIONS
 __all__ = ["GroundedQA", "grounded_prompt"]
 
 ABSTENTION = ABSTENTIONS[0]
-N_SAMPLES = 10_000
+N_SAMPLES = 20_000
 SEED = (2026, 3, 2)
 UNANSWERABLE_SHARE = 0.5
 UNMENTIONED_SHARE = 0.85  # of the unanswerable questions: what they ask is said of nobody
@@ -186,7 +186,7 @@ class GroundedQA(BuiltinTask):
     reward = Abstain(partial_credit=True)
     stop = ("\n",)
     max_new_tokens = 16
-    recipe = MappingProxyType({**COMMON, "total_timesteps": 25_000, "ppo.n_episodes": 512})
+    recipe = MappingProxyType({**COMMON, "total_timesteps": 25_000, "warm_start.epochs": 4, "ppo.n_episodes": 512})
     headline_metrics = ("accuracy/answerable", "hallucination_rate/unanswerable", "abstention_rate/answerable")
     layouts = MappingProxyType(
         {

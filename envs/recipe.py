@@ -10,7 +10,7 @@ __all__ = ["COMMON"]
 
 COMMON: Mapping[str, Any] = MappingProxyType(
     {
-        "warm_start.epochs": 5,
+        "warm_start.epochs": 6,
         "warm_start.batch_size": 8,
         "warm_start.learning_rate": 1e-3,
         "policy.temperature": 0.7,

@@ -23,7 +23,7 @@ __all__ = ["SPLITS", "BuiltinTask", "DataTask", "Layout", "builtin_split_of", "d
 SPLITS = ("train", "validation", "test")
 SHARES = (0.8, 0.1, 0.1)
 WARM_START = "warm_start"
-WARM_START_SHARE = 0.5  # of the built-in train split
+WARM_START_SHARE = 0.25  # of the built-in train split
 TABLE_TYPES = (".csv", ".tsv")
 FILE_TYPES = (".jsonl", ".json", *TABLE_TYPES, ".parquet")
 FIELDS = ("prompt", "references", "id", "split")
@@ -66,7 +66,7 @@ def split_of(key: str) -> str:
 
 
 def builtin_split_of(key: str) -> str:
-    """The split of a built-in sample: of those that :func:`split_of` puts into train, half are the warm start's.
+    """The split of a built-in sample: of those that :func:`split_of` puts into train, a quarter is the warm start's.
 
     A model is sure of the prompts whose replies it has imitated, and what it is sure of it does not explore.
     """

@@ -247,7 +247,7 @@ def test_a_brisk_clerk_asks_for_what_is_missing():
 def test_goals_are_divided_and_all_different(task):
     sizes = {split: len(task.samples(split)) for split in ("warm_start", "train", "validation", "test", "all")}
     assert sizes["all"] == 10_000
-    assert 3800 < sizes["train"] < 4100
+    assert 5800 < sizes["train"] < 6200
     assert min(sizes["validation"], sizes["test"]) > 450
     wanted = {split: {tuple(s.meta["wants"].values()) for s in task.samples(split)} for split in sizes}
     assert (

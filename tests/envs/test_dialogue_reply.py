@@ -57,13 +57,13 @@ def test_builtin_contexts_end_with_the_user_and_are_short(task):
 def test_a_builtin_conversation(task):
     by_length = {}
     for sample in task.samples("all"):
-        if sample.id.startswith("train/Madrid/Bern/Sunday/3/"):
+        if sample.id.startswith("train/Prague/Sunday/10/7/"):
             by_length[len(sample.messages)] = sample
     assert len(by_length) == 4
-    assert by_length[2].messages[1]["content"] == "I'd like to book a train at 3."
-    assert by_length[2].references == ("From where, to where and what day?",)
+    assert by_length[2].messages[1]["content"] == "I'd like to book a train at 10 for 7."
+    assert by_length[2].references == ("To where and what day?",)
     last = by_length[8]
-    assert last.messages[-2]["content"] == "A train from Madrid to Bern on Sunday at 3. Is that right?"
+    assert last.messages[-2]["content"] == "A train to Prague on Sunday at 10 for 7. Is that right?"
     assert last.references == ("Done. Goodbye.",)
     assert task.demonstration(last) == [" Done. Goodbye."]
 
