@@ -97,7 +97,7 @@ class Classification(BuiltinTask):
     reward = ExactMatch()
     stop = ("\n",)
     max_new_tokens = 12
-    recipe = MappingProxyType({**COMMON, "total_timesteps": 30_000, "ppo.n_episodes": 512, "ppo.batch_size": 512})
+    recipe = MappingProxyType({**COMMON, "total_timesteps": 25_000, "ppo.n_episodes": 512, "ppo.batch_size": 512})
     headline_metrics = ("accuracy", "macro_f1", "no_class_rate")
     layouts = MappingProxyType(
         {

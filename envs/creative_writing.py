@@ -158,7 +158,7 @@ class CreativeWriting(BuiltinTask):
 
     stop = ("\n",)
     max_new_tokens = 56
-    recipe = MappingProxyType({**COMMON, "total_timesteps": 100_000, "warm_start.epochs": 4})
+    recipe = MappingProxyType({**COMMON, "total_timesteps": 80_000})
     headline_metrics = ("coverage", "all_words", "distinct_2", "ended")
     layouts = MappingProxyType({"self_instruct": Layout("yizhongw/self_instruct", rows=_instructions)})
 

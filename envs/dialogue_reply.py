@@ -86,7 +86,7 @@ class DialogueReply(BuiltinTask):
     reward = 0.5 * TokenF1() + 0.5 * ChrF()
     stop = ("\n",)
     max_new_tokens = 48
-    recipe = MappingProxyType({**COMMON, "total_timesteps": 40_000, "warm_start.epochs": 3})
+    recipe = MappingProxyType({**COMMON, "total_timesteps": 30_000})
     headline_metrics = ("token_f1", "chrf")
     layouts = MappingProxyType(
         {

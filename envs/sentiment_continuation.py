@@ -116,7 +116,7 @@ class SentimentContinuation(BuiltinTask):
 
     stop = ("\n",)
     max_new_tokens = 48
-    recipe = MappingProxyType({**COMMON, "total_timesteps": 60_000, "warm_start.epochs": 3})
+    recipe = MappingProxyType({**COMMON, "total_timesteps": 25_000})
     headline_metrics = ("positive", "distinct_2", "length")
     layouts = MappingProxyType(
         {

@@ -247,7 +247,7 @@ class Summarization(BuiltinTask):
     reward = (0.5 * ROUGE_L + 0.5 * KeyFactCoverage(otherwise=ROUGE_L)) * Length(1, MAX_WORDS)
     stop = ("\n",)
     max_new_tokens = 40
-    recipe = MappingProxyType({**COMMON, "total_timesteps": 40_000, "warm_start.epochs": 6})
+    recipe = MappingProxyType({**COMMON, "total_timesteps": 40_000})
     headline_metrics = ("rougeL", "coverage", "length")
     layouts = MappingProxyType(
         {

@@ -86,7 +86,7 @@ class Translation(BuiltinTask):
     reward = ChrF()
     stop = ("\n",)
     max_new_tokens = 40
-    recipe = MappingProxyType({**COMMON, "total_timesteps": 150_000})
+    recipe = MappingProxyType({**COMMON, "total_timesteps": 80_000, "warm_start.epochs": 8})
     headline_metrics = ("chrf", "exact_match")
     layouts = MappingProxyType(LAYOUTS)
 
