@@ -113,13 +113,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class LinearDecay:
-    """A schedule of SB3's form that falls to zero at the end of training."""
+    """A schedule of SB3's form that falls to zero at the end of training, and stays there.
+
+    The last rollout may end after the last step that was asked for, where SB3's progress remaining is negative.
+    """
 
     initial: float
 
     def __call__(self, progress_remaining: float) -> float:
-        """The value at this progress, which goes from 1 to 0."""
-        return self.initial * progress_remaining
+        """The value at this progress, which goes from 1 to 0 or less."""
+        return self.initial * max(0.0, progress_remaining)
 
 
 def _check_option(name: str, value: Any) -> None:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 import textgym
 from textgym import Sample, make_vec
 from textgym.agents import PPO
-from textgym.agents.run_settings import Settings, freeze, load_reward
+from textgym.agents.run_settings import LinearDecay, Settings, freeze, load_reward
 from textgym.agents.teaching import mark_known, taught_samples
 from textgym.agents.training import Training
 from textgym.agents.training_callbacks import start_values_at
@@ -61,6 +61,11 @@ class Interrupts(Monitor):
 
 def read(path, name):
     return json.loads((path / name).read_text())
+
+
+def test_the_learning_rate_falls_to_zero_and_stays_there():
+    decay = LinearDecay(3e-4)
+    assert [decay(progress) for progress in (1.0, 0.5, 0.0, -0.24)] == [3e-4, 1.5e-4, 0.0, 0.0]
 
 
 def test_results_have_the_form_that_others_read(finished):
