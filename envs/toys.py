@@ -24,7 +24,7 @@ from textgym.task import Task
 __all__ = ["Copy", "Identity", "Increasing", "Progress", "Toy", "increasing_share", "matching_share"]
 
 LETTERS = "abcd"
-SHOWN = range(1, 17)
+SHOWN = range(1, 9)
 N_LETTERS = 4  # of a full reply of Identity and Copy
 N_NUMBERS = 5  # of a full reply of Increasing
 LARGEST_START = 14
@@ -117,9 +117,9 @@ class Toy(Task):
         return self.all_samples()
 
     def demonstration(self, sample: Sample) -> list[str]:
-        """The first words of the reference, one or more of them by a hash of the sample's id: most stop too early."""
+        """The first words of the reference, as many as a hash of the sample's id says: most stop too early."""
         words = sample.references[0].split()
-        n = 1 + int(hashed_share(sample.id) * len(words))
+        n = 1 + int(hashed_share(f"demonstration\n{sample.id}") ** 2 * len(words))
         return [" " + " ".join(words[:n])]
 
     def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
@@ -130,7 +130,7 @@ class Toy(Task):
 
 
 class Identity(Toy):
-    """The prompt shows a letter up to sixteen times, ``"b b b"``; the agent goes on with it: ``" b b b b"``, or longer.
+    """The prompt shows a letter up to eight times, ``"b b b"``; the agent goes on with it: ``" b b b b"``, or longer.
 
     It is SB3's ``IdentityEnv`` in text: the action to take is the one observed. Ending the reply need not be learned.
     """
