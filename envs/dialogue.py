@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from textgym.data import BuiltinTask, Columns, Source
-from textgym.envs.invention import Chance, capitalised
+from textgym.envs.invention import CITIES, Chance, capitalised
 from textgym.envs.recipe import COMMON
-from textgym.envs.user_simulator import DOMAINS, SLOTS, Goal, User
+from textgym.envs.user_simulator import DOMAINS, SIGHTS, SLOTS, Goal, User
 from textgym.episode import Episode, Sample
 from textgym.errors import DataError
 from textgym.rewards import Reward, Score
@@ -24,6 +24,7 @@ __all__ = ["CLERKS", "BookingReward", "Clerk", "Dialogue", "builtin_goals", "use
 N_SAMPLES = 10_000
 SEED = (2026, 3, 7)
 OPENINGS = ("I'd like {}.", "Hello, I want {}.", "I'd like to book {}.")
+PLACES = {"origin": SIGHTS, "destination": CITIES}  # no two slots of a goal have values of one kind
 # What is drawn for a goal: each of several is as likely as any other.
 TOLD = (0, 1, 1, 2, 2)  # slots in the opening
 VOLUNTEERS = (0, 0, 0, 1, 1)
@@ -255,6 +256,7 @@ def _invented(chance: Chance) -> Sample:
 
 def _value(chance: Chance, slot: str, others: Mapping[str, str]) -> str:
     """A value of the slot that none of the others has."""
-    while (value := chance.one_of(SLOTS[slot].values)) in others.values():
+    values = PLACES.get(slot, SLOTS[slot].values)
+    while (value := chance.one_of(values)) in others.values():
         pass
     return value

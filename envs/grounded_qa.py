@@ -1,7 +1,7 @@
 """Grounded QA: questions about a passage, which answers some of them; of the others the agent should say so.
 
-The built-in passages are about invented people and things. Half of the questions have no answer
-in theirs: it says of nobody what was asked, or of somebody else.
+The built-in passages are about invented people and things. Half of the questions have no answer in theirs: it
+says of nobody what was asked, or of somebody else.
 """
 
 from __future__ import annotations

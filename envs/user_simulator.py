@@ -24,6 +24,7 @@ from textgym.errors import DataError
 __all__ = [
     "DOMAINS",
     "MAX_TURNS",
+    "SIGHTS",
     "SLOTS",
     "Domain",
     "Goal",
@@ -89,13 +90,13 @@ SLOTS: Mapping[str, Slot] = MappingProxyType(
             rf"\bfor VALUE\b(?!{CLOCK}|:)|\bVALUE (?:people|persons|guests|passengers|of you)\b",
         ),
         "origin": Slot(
-            SIGHTS,
+            CITIES + SIGHTS,
             "from where",
             r"\bfrom (?:where|which)\b|\bwhere\b[^.?!]*\bfrom\b|\b(?:origin|departure|pick you up)\b",
             r"\bfrom VALUE\b",
         ),
         "destination": Slot(
-            CITIES,
+            CITIES + SIGHTS,
             "to where",
             r"\bto (?:where|which)\b|\bwhere to\b|\bdestination\b"
             r"|\bwhere\b[^.?!]*\b(?:go|going|travell?ing|headed)\b(?! from)",
