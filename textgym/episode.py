@@ -27,7 +27,8 @@ class Sample:
         meta: Whatever else the task, the reward or the metrics want to know.
 
     Raises:
-        DataError: The prompt is neither a text nor chat messages, or the references are no sequence of texts.
+        DataError: The prompt is neither a text nor chat messages, the references are no sequence of texts, or a text
+            holds half of a surrogate pair, which no tokenizer takes.
     """
 
     id: str
@@ -46,6 +47,14 @@ class Sample:
                 f"sample {self.id!r}: a prompt is a text or a list of messages {{'role': ..., 'content': ...}} "
                 f"with the roles {', '.join(get_args(Role))}, not {self.prompt!r}."
             )
+        for text in (str(self.id), *self.references, *(message["content"] for message in self.messages)):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise DataError(
+                    f"sample {self.id!r}: {text[error.start : error.end]!r} at place {error.start} of {text[:80]!r} is "
+                    "half of a surrogate pair, and no character; correct it, or write U+FFFD in its place."
+                ) from error
 
     @property
     def messages(self) -> list[dict[str, str]]:

@@ -128,7 +128,8 @@ class RunFolder:
         path = self.path / name
         if not path.is_file():
             return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        with path.open(encoding="utf-8") as file:  # str.splitlines would also end lines at U+2028, which JSON may hold
+            return [json.loads(line) for line in file]
 
     def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replaces a JSONL file."""

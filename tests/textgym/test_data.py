@@ -151,6 +151,11 @@ def test_references_and_prompts_of_every_form():
         ("d.jsonl", "[1, 2]", r"line 1: it holds \[1, 2\]; a row is a JSON object"),
         ("d.json", "{}", "it holds a dict; a JSON data file is a list"),
         ("d.json", "[\n{]", "d.json, line 2, column 2: this is no JSON"),
+        (
+            "d.jsonl",
+            r'{"question": "a \ud83d b", "answer": "c"}',
+            r"line 1: .*'\\ud83d' at place 2 of 'a \\ud83d b' is half",
+        ),
         ("d.csv", "question,answer\na,b\nc\n", "d.csv, line 3: 1 values for 2 columns"),
         ("d.csv", 'question,answer\na,"b\n', "d.csv, line 2: unexpected end"),
         ("d.tsv", "question\tanswer\n\ta\n", r"line 2, column 'question' \(prompt\): it is empty"),
@@ -221,6 +226,13 @@ def test_samples_check_themselves():
     for prompt in (3, [], [{"role": "user"}], [{"role": "robot", "content": "x"}], ["x"]):
         with pytest.raises(DataError, match="a prompt is a text or a list of messages"):
             Sample("a", prompt)
+    for texts in (
+        {"prompt": "\ud800"},
+        {"prompt": "p", "references": ("x", "\udfff")},
+        {"id": "\ud800", "prompt": "p"},
+    ):
+        with pytest.raises(DataError, match="half of a surrogate pair"):
+            Sample(**{"id": "a", **texts})
 
 
 def test_real_rows_through_an_environment(tokenizer, tmp_path):
