@@ -39,7 +39,7 @@ DEFAULTS: dict[str, Any] = {
     "warm_start.epochs": 3,
     "warm_start.batch_size": 32,
     "warm_start.learning_rate": 1e-5,
-    "warm_start.until_best": True,
+    "warm_start.keep_best": True,
     "ppo.n_episodes": 256,
     "ppo.batch_size": 512,
     "ppo.n_epochs": 2,
@@ -76,10 +76,10 @@ class Settings:
             :class:`~textgym.agents.PPO`; ``policy.``: of :class:`~textgym.agents.CausalLMPolicy`; ``validation.``:
             of the model selection. ``reward.max_failed_share``: a rollout or an evaluation of which a larger share of
             episodes could not be scored stops the run, saved. ``ppo.freeze`` is a regular expression: the language
-            model's parameters in whose names it is found keep their values in PPO. With ``warm_start.until_best`` the
-            warm start ends after the first epoch that does not lower the loss on the validation split's
-            demonstrations, if it has any, with the weights before it. What is left out comes from the task's recipe,
-            where the model is the built-in one, and from ``DEFAULTS``.
+            model's parameters in whose names it is found keep their values in PPO. With ``warm_start.keep_best`` the
+            warm start ends with the weights of the epoch with the lowest loss on the validation split's
+            demonstrations, if it has any. What is left out comes from the task's recipe, where the model is the
+            built-in one, and from ``DEFAULTS``.
     """
 
     env: str

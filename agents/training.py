@@ -168,10 +168,10 @@ class Training:
         samples = self.task.warm_start_samples()
         self.monitor.stage("warm start", f"imitating {len(samples)} demonstrations")
         held_out: list[Sample] = []
-        if self.settings.options["warm_start.until_best"]:
+        if self.settings.options["warm_start.keep_best"]:
             held_out = [sample for sample in self.validation.samples if self.task.demonstration(sample)]
             if not held_out:
-                self.monitor.note("  no validation sample has a demonstration: the warm start does all of its epochs")
+                self.monitor.note("  no validation sample has a demonstration: the warm start ends with the last epoch")
         losses = self._imitate("warm_start", samples, self.task.demonstration, held_out)
         if held_out:
             self.monitor.note(f"  {_warm_start_line(losses)}")

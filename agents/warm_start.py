@@ -5,6 +5,7 @@ Shapes: R rows (demonstrations) of a batch, W tokens of the longest, N tokens of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -95,8 +96,8 @@ def imitate(
         learning_rate: The highest.
         weight_decay: AdamW's.
         seed: Of the order of the examples.
-        validation: Where given, training stops after the first epoch that does not lower the loss on these, and the
-            weights before that epoch are restored.
+        validation: Where given, the weights are in the end those after the epoch with the lowest loss on these. (The
+            loss may rise for an epoch while the learning rate is high, so a rise is no reason to stop.)
         on_step: Called with the number of steps done, of all steps, and the step's loss.
 
     Returns:
@@ -129,8 +130,9 @@ def imitate(
             of_epoch.append(float(loss.detach()))
             on_step(done, n_steps, of_epoch[-1])
         losses.append(best.loss_now() if validation else float(np.mean(of_epoch)))
-        if validation and not best.improved(losses[-1]):
+        if validation and not best.is_worth_going_on(losses[-1]):
             break
+    best.restore()
     policy.set_training_mode(False)
     return losses
 
@@ -194,14 +196,17 @@ class _Best:
                 losses.append(float(demonstration_loss(self.policy, part)))
         return float(np.average(losses, weights=sizes))
 
-    def improved(self, loss: float) -> bool:
-        """Keeps the weights if the loss fell, else puts the kept ones back."""
+    def is_worth_going_on(self, loss: float) -> bool:
+        """Keeps the weights if the loss fell. False if it is no number any more, from which nothing is learned."""
         if loss < self.loss:
             self.loss = loss
             self.weights = self._weights_now()
-            return True
-        self.policy.load_state_dict(self.weights)
-        return False
+        return math.isfinite(loss)
+
+    def restore(self) -> None:
+        """Puts the kept weights back."""
+        if self.examples:
+            self.policy.load_state_dict(self.weights)
 
     def _weights_now(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self.policy.state_dict().items()}

@@ -128,8 +128,8 @@ def test_the_warm_start_ends_where_the_validation_loss_is_lowest(model, tmp_path
         return load_file(tmp_path / name / "warm_started" / "model.safetensors"), monitor.notes
 
     best, notes = warm_started("best", **{"warm_start.epochs": 5})
-    assert re.search(r"lowest after epoch 1 of 2: ", notes[0]), notes
-    once, _ = warm_started("once", **{"warm_start.epochs": 5, "warm_start.until_best": False})
+    assert re.search(r"lowest after epoch 1 of 5: ", notes[0]), notes
+    once, _ = warm_started("once", **{"warm_start.epochs": 5, "warm_start.keep_best": False})
     assert any(not torch.equal(best[name], once[name]) for name in best)
 
 
@@ -145,19 +145,19 @@ def test_a_warm_start_that_diverges_is_called_that(model, tmp_path, monkeypatch)
     assert training.monitor.notes[1] == "  validation loss lowest after epoch 2 of 3: 1.500"
 
 
-def test_without_demonstrations_to_validate_on_the_warm_start_does_all_its_epochs(model, tmp_path):
+def test_without_demonstrations_to_validate_on_the_warm_start_ends_with_its_last_epoch(model, tmp_path):
     class Undemonstrated(tiny_run.Sums):
         def demonstration(self, sample):
             return super().demonstration(sample) if sample.id.startswith("train") else None
 
     textgym.register("tests/Undemonstrated-v0", task=Undemonstrated)
     weights = []
-    for env, until_best in (("tests/Undemonstrated-v0", True), (tiny_run.ENV, False)):
-        settings = settings_of(model, **{"warm_start.epochs": 2, "warm_start.until_best": until_best})
-        training = Training.start(replace(settings, env=env), tmp_path / str(until_best), Notes())
+    for env, keep_best in (("tests/Undemonstrated-v0", True), (tiny_run.ENV, False)):
+        settings = settings_of(model, **{"warm_start.epochs": 2, "warm_start.keep_best": keep_best})
+        training = Training.start(replace(settings, env=env), tmp_path / str(keep_best), Notes())
         training._warm_start()
         weights.append(training.policy.model.state_dict())
-        assert [("does all of its epochs" in note) for note in training.monitor.notes] == [True] * until_best
+        assert [("ends with the last epoch" in note) for note in training.monitor.notes] == [True] * keep_best
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
@@ -272,7 +272,7 @@ def test_frozen_parameters_keep_their_values(model, tmp_path):
         ({"ppo.lerning_rate": 1}, r"no setting 'ppo.lerning_rate'. Did you mean 'ppo.learning_rate'"),
         ({"total_timestep": 1}, "Did you mean 'total_timesteps'"),
         ({"ppo.gamma": "high"}, "'ppo.gamma' is a number, such as 1.0, not 'high'"),
-        ({"warm_start.until_best": 1}, "'warm_start.until_best' is true or false, not 1"),
+        ({"warm_start.keep_best": 1}, "'warm_start.keep_best' is true or false, not 1"),
         ({"policy.optimizer_kwargs": '{"fused": true}'}, "'policy.optimizer_kwargs' is a dict, such as"),
         ({"env.colour": "red"}, "takes no argument 'colour'"),
     ],

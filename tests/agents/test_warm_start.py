@@ -115,12 +115,12 @@ def test_the_value_head_is_left_as_it_is(capitals_env):
     assert not policy.value_head.weight.any()
 
 
-def test_early_stopping_restores_the_best_epoch(capitals_env):
+def test_the_weights_of_the_best_epoch_are_kept(capitals_env):
     policy = policy_for(capitals_env)
     examples = demonstrations_of(capitals_env)
-    losses = imitate(policy, examples[:2], epochs=30, batch_size=1, learning_rate=1e-2, validation=examples[2:])
-    assert len(losses) < 30
-    assert losses[-1] == max(losses[-2:])
+    losses = imitate(policy, examples[:2], epochs=8, batch_size=1, learning_rate=1e-2, validation=examples[2:])
+    assert len(losses) == 8
+    assert min(losses) < losses[-1]
     assert demonstration_loss(policy, examples[2:]).item() == pytest.approx(min(losses), abs=1e-5)
 
 
