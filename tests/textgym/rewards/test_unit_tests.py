@@ -4,6 +4,7 @@ import socket
 import sys
 import tempfile
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -244,3 +245,12 @@ def test_passing_cannot_be_pretended(unit_tests, reply, tests):
     (score,) = unit_tests.score([episode(reply, "", tests)])
     assert (score.value, score.parts["passed"], score.status) == (0.0, 0.0, "ok")
     assert score.parts["failed"] + score.parts["error"] + score.parts["killed"] == score.parts["tests"]
+
+
+def test_a_reply_costs_little(unit_tests):
+    """Well under 50 milliseconds of processor time; the bound is loose for a machine with other things to do."""
+    episodes = [episode(f"    return x + {i}") for i in range(40)]
+    unit_tests.score(episodes)
+    began = time.monotonic()
+    unit_tests.score(episodes)
+    assert (time.monotonic() - began) / len(episodes) < 0.3
