@@ -6,15 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from textgym.errors import ConfigurationError
 
 __all__ = ["KL_ESTIMATORS", "AdaptiveKL", "KLCoefficient"]
 
-KL_ESTIMATORS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+KL_ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {
     "k1": lambda log_ratio: log_ratio,
     "k2": lambda log_ratio: 0.5 * log_ratio**2,
-    "k3": lambda log_ratio: np.expm1(-log_ratio) + log_ratio,
+    "k3": lambda log_ratio: torch.expm1(-log_ratio) + log_ratio,
 }
 """Per-token estimates of KL(policy || reference) from ``log policy - log reference`` of a sampled token.
 

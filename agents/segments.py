@@ -49,7 +49,11 @@ class TokenSegments:
 
 
 class SegmentSamples(NamedTuple):
-    """SB3's ``RolloutBufferSamples``, with segments for observations and (N,) for the rest."""
+    """SB3's ``RolloutBufferSamples``, with segments for observations and (N,) for the rest.
+
+    Beyond SB3's: ``reference_log_prob``, zeros where there is no reference, and ``sequences`` int64, the number of each
+    action's segment, 0 to R - 1 in this minibatch.
+    """
 
     observations: TokenSegments
     actions: Tensor
@@ -57,6 +61,8 @@ class SegmentSamples(NamedTuple):
     old_log_prob: Tensor
     advantages: Tensor
     returns: Tensor
+    reference_log_prob: Tensor
+    sequences: Tensor
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class _Segment:
     stop: int
     first_step: int
     last_step: int  # inclusive
+    place: int  # which one of the environment's segments in the rollout, from 0
 
 
 class TokenRolloutBuffer(RolloutBuffer):
@@ -78,6 +85,9 @@ class TokenRolloutBuffer(RolloutBuffer):
         unscored: (T, E) bool, steps whose reward could not be scored; their whole segment is not yielded.
         n_unscored: The number of segments left out for it.
         before_advantages: Called before the advantages are computed, with the finished rollout.
+        estimate_advantages: Gives the advantages of all segments, each ``(length,)``, in place of SB3's estimate from
+            the values; None: SB3's.
+        reference_log_probs: (T, E), the actions' log-probabilities under the reference; zeros where there is none.
         quota: (E,) how many whole episodes are still wanted of each environment; None: all steps are.
     """
 
@@ -92,6 +102,7 @@ class TokenRolloutBuffer(RolloutBuffer):
         n_envs: int = 1,
     ) -> None:
         self.before_advantages: Callable[[], None] = lambda: None
+        self.estimate_advantages: Callable[[], Sequence[np.ndarray]] | None = None
         self.nominal_size = buffer_size
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
 
@@ -105,6 +116,7 @@ class TokenRolloutBuffer(RolloutBuffer):
         self.advantages = np.zeros(shape, dtype=np.float32)
         self.values = np.zeros(shape, dtype=np.float32)
         self.log_probs = np.zeros(shape, dtype=np.float32)
+        self.reference_log_probs = np.zeros(shape, dtype=np.float32)
         self.episode_starts = np.zeros(shape, dtype=np.float32)
         self.unscored = np.zeros(shape, dtype=bool)
         self.surplus = np.zeros(shape, dtype=bool)
@@ -126,6 +138,7 @@ class TokenRolloutBuffer(RolloutBuffer):
         "advantages",
         "values",
         "log_probs",
+        "reference_log_probs",
         "episode_starts",
         "unscored",
         "surplus",
@@ -202,12 +215,26 @@ class TokenRolloutBuffer(RolloutBuffer):
         self.unscored[self.pos, list(rows)] = True
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
-        """SB3's, after ``before_advantages`` has had its say on the finished rollout."""
+        """SB3's or ``estimate_advantages``, after ``before_advantages`` has had its say on the finished rollout."""
         self._resize(self.pos)
         self.full = True
         self.segments = self._find_segments()
         self.before_advantages()
-        super().compute_returns_and_advantage(last_values, dones)
+        if self.estimate_advantages is None:
+            super().compute_returns_and_advantage(last_values, dones)
+            return
+        for segment, advantages in zip(self.segments, self.estimate_advantages(), strict=True):
+            self.advantages[segment.first_step : segment.last_step + 1, segment.environment] = advantages
+
+    def earned(self) -> list[np.ndarray]:
+        """The rewards of each segment's actions, ``(length,)`` float32 each, in the order of ``segments``."""
+        return [self.rewards[s.first_step : s.last_step + 1, s.environment] for s in self.segments or ()]
+
+    def environments_and_places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Each segment's environment, and which one of its segments in the rollout it is; int64, one each."""
+        found = [(s.environment, s.place) for s in self.segments or ()]
+        environments, places = np.array(found, dtype=np.int64).reshape(-1, 2).T
+        return environments, places
 
     def _find_segments(self) -> list[_Segment]:
         """Segments to train on, in order of environment and time."""
@@ -217,7 +244,7 @@ class TokenRolloutBuffer(RolloutBuffer):
         segments = []
         for environment in range(self.n_envs):
             bounds = [*np.flatnonzero(starts[:, environment]), self.buffer_size]
-            for first, after in pairwise(bounds):
+            for place, (first, after) in enumerate(pairwise(bounds)):
                 steps = slice(first, after)
                 if self.surplus[first, environment]:
                     continue
@@ -226,7 +253,7 @@ class TokenRolloutBuffer(RolloutBuffer):
                     continue
                 stop = int(self.positions[after - 1, environment]) + 1
                 start = self._stream_start(int(first), environment)
-                segments.append(_Segment(environment, start, stop, int(first), int(after) - 1))
+                segments.append(_Segment(environment, start, stop, int(first), int(after) - 1, place))
         return segments
 
     def _stream_start(self, first_step: int, environment: int) -> int:
@@ -267,8 +294,10 @@ class TokenRolloutBuffer(RolloutBuffer):
         groups = tuple(self._group(rows) for rows in _similar(ordered))
         step, environment = self.indices(ordered)
         per_action = [self.actions, self.values, self.log_probs, self.advantages, self.returns]
-        tensors = [self.to_torch(array[step, environment]) for array in per_action]
-        return SegmentSamples(TokenSegments(groups), *tensors)
+        tensors = [self.to_torch(array[step, environment]) for array in (*per_action, self.reference_log_probs)]
+        lengths = [s.last_step - s.first_step + 1 for s in ordered]
+        sequences = np.repeat(np.arange(len(ordered)), lengths)
+        return SegmentSamples(TokenSegments(groups), *tensors, self.to_torch(sequences))
 
     def indices(self, segments: Sequence[_Segment]) -> tuple[np.ndarray, np.ndarray]:
         """Steps and environments (N,) of the segments' actions, in order."""

@@ -38,6 +38,9 @@ class TokenVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         num_envs: How many.
         copy: Whether observations are copies. If not they are views of arrays that the next step writes to, which is
             faster; ``final_obs`` is a copy always.
+        group_size: The k-th episodes since the last reset of so many neighbouring environments are about the same
+            sample, drawn at random, and meet the same chance on the environment's side: groups of replies to one
+            prompt, for algorithms that compare them.
         max_episode_steps: Truncate episodes after so many steps, as Gymnasium's TimeLimit does; they are not scored.
         reward, split, tokenizer, max_new_tokens, max_context, format, render_mode: As in :class:`~textgym.TokenEnv`.
 
@@ -58,6 +61,7 @@ class TokenVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         num_envs: int = 1,
         *,
         copy: bool = True,
+        group_size: int = 1,
         max_episode_steps: int | None = None,
         reward: Reward | Callable[..., Any] | None = None,
         split: str = "train",
@@ -69,6 +73,8 @@ class TokenVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
     ) -> None:
         if num_envs < 1:
             raise ConfigurationError(f"num_envs={num_envs}; it is at least 1.")
+        if group_size < 1 or num_envs % group_size:
+            raise ConfigurationError(f"group_size={group_size} does not divide the {num_envs} environments.")
         self.setting = TokenSetting(
             task,
             reward=reward,
@@ -80,6 +86,7 @@ class TokenVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         )
         self.num_envs = num_envs
         self.copy = copy
+        self.group_size = group_size
         self.max_episode_steps = max_episode_steps
         self.render_mode = render_mode
         self.single_observation_space = self.setting.observation_space
@@ -89,6 +96,7 @@ class TokenVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         self._streams = Streams(self.setting, num_envs)
         self._rngs: list[np.random.Generator | None] = [None] * num_envs
         self._steps = np.zeros(num_envs, np.int64)
+        self._groups = [_SharedDraws(group_size) for _ in range(num_envs // group_size if group_size > 1 else 0)]
 
     @property
     def task(self) -> Task:
@@ -129,6 +137,10 @@ class TokenVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         indices = self._one_each("options['samples']", options.get("samples"))
         mask = self._one_each("options['reset_mask']", options.get("reset_mask"), True)
         infos: dict[str, Any] = {}
+        for group, draws in enumerate(self._groups):
+            of_group = slice(group * self.group_size, (group + 1) * self.group_size)
+            if all(mask[of_group]):
+                draws.restart(seeds[of_group][0])
         for row in range(self.num_envs):
             if mask[row]:
                 infos = self._add_info(infos, self._begin(row, seeds[row], indices[row]), row)
@@ -188,6 +200,9 @@ class TokenVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
         return (getattr(self, name),) * self.num_envs
 
     def _begin(self, row: int, seed: int | None = None, index: int | None = None) -> dict[str, Any]:
+        if self._groups and index is None:
+            group, member = divmod(row, self.group_size)
+            seed, index = self._groups[group].next(member, self.setting)
         rng = self._rngs[row]
         if seed is not None or rng is None:
             rng, _ = seeding.np_random(None if seed is None else int(seed))
@@ -213,3 +228,28 @@ class TokenVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
             super().reset(seed=int(seed))
             return [int(seed) + i for i in range(self.num_envs)]
         return self._one_each("seed", seed)
+
+
+class _SharedDraws:
+    """What the members of a group are given: in their k-th episodes the same seed and the same sample.
+
+    Members fall out of step, so the draws that some have had are kept until :meth:`restart`.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.rng: np.random.Generator | None = None
+        self.restart()
+
+    def restart(self, seed: int | None = None) -> None:
+        if seed is not None or self.rng is None:
+            self.rng, _ = seeding.np_random(seed)
+        self.drawn: list[tuple[int, int]] = []
+        self.n_taken = [0] * self.size
+
+    def next(self, member: int, setting: TokenSetting) -> tuple[int, int]:
+        place = self.n_taken[member]
+        self.n_taken[member] += 1
+        if place == len(self.drawn) and self.rng is not None:
+            self.drawn.append((int(self.rng.integers(2**31)), setting.draw(self.rng)))
+        return self.drawn[place]

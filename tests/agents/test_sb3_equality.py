@@ -9,7 +9,7 @@ import torch
 from stable_baselines3.common.vec_env import DummyVecEnv
 from toy import MODELS, ToyEnv
 
-from textgym.agents import PPO, CausalLMPolicy
+from textgym.agents import A2C, PPO, CausalLMPolicy
 
 N_ENVS, N_STEPS, ITERATIONS = 6, 16, 3
 
@@ -26,12 +26,12 @@ def learned_parameters(algorithm, policy, env, model, **kwargs):
     batch = N_ENVS * N_STEPS
     defaults = {
         "n_steps": N_STEPS,
-        "batch_size": batch,
-        "n_epochs": 3,
         "learning_rate": 1e-3,
         "seed": 3,
         "device": "cpu",
     }
+    if issubclass(algorithm, stable_baselines3.PPO):
+        defaults |= {"batch_size": batch, "n_epochs": 3}
     kwargs = defaults | kwargs
     agent = algorithm(policy, env, policy_kwargs={"model": copy.deepcopy(model), "temperature": 0.8}, **kwargs)
     agent.learn(ITERATIONS * batch)
@@ -58,6 +58,19 @@ def test_parameters_equal_those_of_stock_ppo(shape, turns, truncated, kwargs):
     start = {f"model.{name}": value.detach().clone() for name, value in model.named_parameters()}
     ours = learned_parameters(PPO, "CausalLMPolicy", toy_vec_env(turns, truncated), model, **kwargs)
     stock = learned_parameters(stable_baselines3.PPO, CausalLMPolicy, toy_vec_env(turns, truncated), model, **kwargs)
+    assert furthest(ours, stock) <= 1e-5
+    assert furthest({name: ours[name] for name in start}, start) >= 1e-3
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{}, {"use_rms_prop": False, "ent_coef": 0.01, "normalize_advantage": True}], ids=str
+)
+def test_parameters_equal_those_of_stock_a2c(kwargs):
+    torch.manual_seed(0)
+    model = MODELS["llama"]()
+    start = {f"model.{name}": value.detach().clone() for name, value in model.named_parameters()}
+    ours = learned_parameters(A2C, "CausalLMPolicy", toy_vec_env(4, True), model, **kwargs)
+    stock = learned_parameters(stable_baselines3.A2C, CausalLMPolicy, toy_vec_env(4, True), model, **kwargs)
     assert furthest(ours, stock) <= 1e-5
     assert furthest({name: ours[name] for name in start}, start) >= 1e-3
 
