@@ -293,11 +293,21 @@ class TokenRolloutBuffer(RolloutBuffer):
         ordered = sorted(self.segments or [] if segments is None else segments, key=lambda s: s.stop - s.start)
         groups = tuple(self._group(rows) for rows in _similar(ordered))
         step, environment = self.indices(ordered)
-        per_action = [self.actions, self.values, self.log_probs, self.advantages, self.returns]
-        tensors = [self.to_torch(array[step, environment]) for array in (*per_action, self.reference_log_probs)]
         lengths = [s.last_step - s.first_step + 1 for s in ordered]
-        sequences = np.repeat(np.arange(len(ordered)), lengths)
-        return SegmentSamples(TokenSegments(groups), *tensors, self.to_torch(sequences))
+
+        def of_actions(values: np.ndarray) -> Tensor:
+            return self.to_torch(values[step, environment])
+
+        return SegmentSamples(
+            observations=TokenSegments(groups),
+            actions=of_actions(self.actions),
+            old_values=of_actions(self.values),
+            old_log_prob=of_actions(self.log_probs),
+            advantages=of_actions(self.advantages),
+            returns=of_actions(self.returns),
+            reference_log_prob=of_actions(self.reference_log_probs),
+            sequences=self.to_torch(np.repeat(np.arange(len(ordered)), lengths)),
+        )
 
     def indices(self, segments: Sequence[_Segment]) -> tuple[np.ndarray, np.ndarray]:
         """Steps and environments (N,) of the segments' actions, in order."""
