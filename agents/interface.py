@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import pathlib
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import gymnasium as gym
+import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.type_aliases import GymEnv
@@ -17,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from textgym.agents.policies import CausalLMPolicy
 from textgym.errors import CheckpointError
 
-__all__ = ["LanguageModelAgent"]
+__all__ = ["LanguageModelAgent", "is_unscored"]
 
 SelfAgent = TypeVar("SelfAgent", bound="LanguageModelAgent")
 
@@ -43,6 +44,11 @@ class LanguageModelAgent(BaseAlgorithm):
         if self.env is None or not self.env.has_attr(name):
             return None
         return self.env.get_attr(name, indices=0)[0]
+
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
+        """SB3's, with unscored episodes kept out of the running means."""
+        kept = [{k: v for k, v in info.items() if k != "episode"} if is_unscored(info) else info for info in infos]
+        super()._update_info_buffer(kept, dones)
 
     def _portable_settings(self) -> dict[str, Any]:
         """Attributes that hold a model, as they are to be saved."""
@@ -88,6 +94,11 @@ class LanguageModelAgent(BaseAlgorithm):
         """
         _check_zip(path)
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)  # type: ignore[arg-type]
+
+
+def is_unscored(info: Mapping[str, Any]) -> bool:
+    """Whether a step's info says that its reward could not be had."""
+    return info.get("score_status", "ok") != "ok"
 
 
 def _check_zip(path: str | pathlib.Path | io.BufferedIOBase) -> None:

@@ -14,7 +14,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 
-from textgym.agents.interface import LanguageModelAgent
+from textgym.agents.interface import LanguageModelAgent, is_unscored
 from textgym.agents.kl import KL_ESTIMATORS, AdaptiveKL, KLCoefficient
 from textgym.agents.language_model import CausalLM, ModelLike, adapters_disabled, frozen_copy, load_causal_lm
 from textgym.agents.policies import CausalLMPolicy, portable_model
@@ -139,14 +139,10 @@ class LanguageModelRollouts(LanguageModelAgent, OnPolicyAlgorithm):
             return super().collect_rollouts(env, callback, rollout_buffer, steps)
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
-        """Keeps unscored episodes out of the running means, and tells the buffer."""
-        unscored = [i for i, info in enumerate(infos) if info.get("score_status", "ok") != "ok"]
+        """Tells the buffer, too, which scores failed."""
         if isinstance(self.rollout_buffer, TokenRolloutBuffer):
-            self.rollout_buffer.mark_unscored(unscored)
-        kept = [
-            {k: v for k, v in info.items() if k != "episode"} if i in unscored else info for i, info in enumerate(infos)
-        ]
-        super()._update_info_buffer(kept if unscored else infos, dones)
+            self.rollout_buffer.mark_unscored([i for i, info in enumerate(infos) if is_unscored(info)])
+        super()._update_info_buffer(infos, dones)
 
     def _finish_rollout(self) -> None:
         """Completes the log-probabilities of a finished rollout, and puts the KL into its rewards."""

@@ -174,43 +174,44 @@ class CausalLMPolicy(ActorCriticPolicy):
     def forward(self, obs: Observation, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
         """Actions (B,) int64, values (B, 1) and log-probabilities (B,) float32."""
         self._before_forward()
-        hidden, hidden_value = self._last_hidden(obs)
-        logits = self._logits(hidden)
-        actions = self._choose(logits, deterministic)
+        hidden, hidden_value = self.last_hidden(obs)
+        logits = self.logits(hidden)
+        actions = self.choose(logits, deterministic)
         log_prob = logits.gather(-1, actions[:, None]).squeeze(-1) - logits.logsumexp(-1)
-        return actions, self._values(hidden_value), log_prob
+        return actions, self.values(hidden_value), log_prob
 
     def _predict(self, observation: Observation, deterministic: bool = False) -> Tensor:  # type: ignore[override]
-        hidden, _ = self._last_hidden(observation)
-        return self._choose(self._logits(hidden), deterministic)
+        hidden, _ = self.last_hidden(observation)
+        return self.choose(self.logits(hidden), deterministic)
 
     def get_distribution(self, obs: Observation) -> Distribution:  # type: ignore[override]
         """The distribution over next tokens as SB3's categorical one."""
-        hidden, _ = self._last_hidden(obs)
-        return CategoricalDistribution(self.n_actions).proba_distribution(self._logits(hidden))
+        hidden, _ = self.last_hidden(obs)
+        return CategoricalDistribution(self.n_actions).proba_distribution(self.logits(hidden))
 
     def predict_values(self, obs: Observation) -> Tensor:  # type: ignore[override]
         """Values (B, 1) float32."""
-        return self._values(self._last_hidden(obs)[1])
+        return self.values(self.last_hidden(obs)[1])
 
-    def _choose(self, logits: Tensor, deterministic: bool) -> Tensor:
+    def choose(self, logits: Tensor, deterministic: bool) -> Tensor:
+        """Actions (B,) int64 from logits (B, V): the likeliest, or drawn."""
         if deterministic:
             return logits.argmax(-1)
         uniform = torch.rand(len(logits), device=logits.device)
         return sample_inverse_cdf(torch.softmax(logits, -1), uniform)
 
-    def _last_hidden(self, obs: Observation) -> tuple[Tensor, Tensor]:
+    def last_hidden(self, obs: Observation) -> tuple[Tensor, Tensor]:
         """The actor's and the critic's hidden states (B, D) at each row's last token."""
         input_ids = obs["input_ids"].long()
         lengths = obs["attention_mask"].sum(-1, dtype=torch.long).clamp_min(1)
-        with self._autocast():
+        with self.autocast():
             if self._decoders is not None and self._decoders[0].cache.n_rows == len(input_ids):
                 skip = self._at_rollout_end()
                 states = [decoder.advance(input_ids, lengths, skip) for decoder in self._decoders]
             else:
                 width = int(lengths.max())
                 rows = torch.arange(len(input_ids), device=input_ids.device)
-                states = [self._encode(trunk, input_ids[:, :width])[rows, lengths - 1] for trunk in self._trunks()]
+                states = [self.encode(trunk, input_ids[:, :width])[rows, lengths - 1] for trunk in self._trunks()]
         return states[0], states[-1]
 
     # ---------------------------------------------------------------- training
@@ -223,16 +224,16 @@ class CausalLMPolicy(ActorCriticPolicy):
         Segments, which our buffer yields, are encoded once each; plain observations, which SB3's yields, one by one.
         """
         if isinstance(obs, TokenSegments):
-            with self._autocast():
+            with self.autocast():
                 states = [
-                    torch.cat([self._encode(trunk, group.input_ids)[group.rows, group.columns] for group in obs.groups])
+                    torch.cat([self.encode(trunk, group.input_ids)[group.rows, group.columns] for group in obs.groups])
                     for trunk in self._trunks()
                 ]
             hidden, hidden_value = states[0], states[-1]
         else:
-            hidden, hidden_value = self._last_hidden(obs)
+            hidden, hidden_value = self.last_hidden(obs)
         log_prob, entropy = self.log_probs(hidden, actions)
-        return self._values(hidden_value), log_prob, entropy
+        return self.values(hidden_value), log_prob, entropy
 
     def log_probs(self, hidden: Tensor, actions: Tensor, model: CausalLM | None = None) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies, float32 (N,), of actions (N,) after hidden states (N, D).
@@ -248,36 +249,38 @@ class CausalLMPolicy(ActorCriticPolicy):
         if head is not None:
             weight = head.weight[: self.n_actions]
             bias = None if head.bias is None else head.bias[: self.n_actions]
-            with self._autocast():
+            with self.autocast():
                 return token_log_probs(hidden, weight, bias, actions, self.temperature, self.entropy_gradient)
-        distribution = torch.distributions.Categorical(logits=self._logits(hidden, model), validate_args=False)
+        distribution = torch.distributions.Categorical(logits=self.logits(hidden, model), validate_args=False)
         with nullcontext() if self.entropy_gradient else torch.no_grad():
             entropy = distribution.entropy()
         return distribution.log_prob(actions), entropy
 
-    def _encode(self, trunk: nn.Module, input_ids: Tensor) -> Tensor:
+    def encode(self, trunk: nn.Module, input_ids: Tensor) -> Tensor:
         """(B, W) right-padded to (B, W, D); causal attention keeps padding out of what comes before it."""
         return trunk(input_ids=input_ids, use_cache=False)[0]
 
     def reference_log_probs(self, model: CausalLM, segments: TokenSegments, actions: Tensor) -> Tensor:
         """Log-probabilities (N,) float32 of the segments' actions under another model with the same vocabulary."""
         trunk = trunk_of(model)
-        with torch.no_grad(), self._autocast():
-            hidden = torch.cat([self._encode(trunk, g.input_ids)[g.rows, g.columns] for g in segments.groups])
+        with torch.no_grad(), self.autocast():
+            hidden = torch.cat([self.encode(trunk, g.input_ids)[g.rows, g.columns] for g in segments.groups])
             return self.log_probs(hidden, actions, model)[0]
 
-    def _logits(self, hidden: Tensor, model: CausalLM | None = None) -> Tensor:
+    def logits(self, hidden: Tensor, model: CausalLM | None = None) -> Tensor:
         """Tempered logits (N, V) in float32, cut to the action space."""
         model = self.model if model is None else model
-        with self._autocast():
+        with self.autocast():
             head = unwrapped(model).get_output_embeddings()
             logits = head(hidden) if self.plain_head else head_logits(model, hidden)
         return logits[:, : self.n_actions].float() / self.temperature
 
-    def _values(self, hidden: Tensor) -> Tensor:
+    def values(self, hidden: Tensor) -> Tensor:
+        """Values (N, 1) float32 at the critic's hidden states (N, D)."""
         return self.value_head(hidden.float())
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision that the networks compute in."""
         if self.compute_dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.compute_dtype)

@@ -135,12 +135,12 @@ def _wrong_state_after_append(monkeypatch):
 def _dropout_in_update(monkeypatch):
     from textgym.agents import policies
 
-    encode = policies.CausalLMPolicy._encode
+    encode = policies.CausalLMPolicy.encode
 
     def dropped(self, trunk, ids):
         return torch.nn.functional.dropout(encode(self, trunk, ids), 0.1, self.training)
 
-    monkeypatch.setattr(policies.CausalLMPolicy, "_encode", dropped)
+    monkeypatch.setattr(policies.CausalLMPolicy, "encode", dropped)
 
 
 MUTANTS = [
