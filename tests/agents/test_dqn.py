@@ -81,8 +81,8 @@ def transitions_of(samples):
 
 
 def test_what_is_replayed_is_what_happened():
-    agent, log = recorded_agent(truncated_masked)
-    agent.learn(240)
+    agent, log = recorded_agent(truncated_masked, exploration_final_eps=1.0)
+    agent.learn(450)
     kinds = set()
     happened = {(before, after): (action, reward, over, cut) for before, after, action, reward, over, cut, _ in log}
     for before, after, action, reward, goes_on in transitions_of(agent.replay_buffer.sample(400)):
