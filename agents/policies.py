@@ -6,12 +6,13 @@ Shapes: B rows, W tokens in the longest, N actions (tokens of the agent), D the 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from safetensors.torch import load_file, save_file
@@ -104,6 +105,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         self.tokenizer: Any = None
         self.entropy_gradient = True
         self._decoders: list[IncrementalDecoder] | None = None
+        self._row_generators: list[np.random.Generator] | None = None
         self._before_forward: Callable[[], None] = lambda: None
         self._at_rollout_end: Callable[[], bool] = lambda: False
         super().__init__(
@@ -197,8 +199,23 @@ class CausalLMPolicy(ActorCriticPolicy):
         """Actions (B,) int64 from logits (B, V): the likeliest, or drawn."""
         if deterministic:
             return logits.argmax(-1)
-        uniform = torch.rand(len(logits), device=logits.device)
+        if self._row_generators is None:
+            uniform = torch.rand(len(logits), device=logits.device)
+        else:
+            uniform = torch.tensor([g.random(dtype=np.float32) for g in self._row_generators], device=logits.device)
         return sample_inverse_cdf(torch.softmax(logits, -1), uniform)
+
+    @contextmanager
+    def sampling_by_row(self, seeds: Sequence[int]) -> Iterator[None]:
+        """Inside, row i of every batch draws from a generator of its own, begun with ``seeds[i]``.
+
+        So what a row draws does not depend on its neighbours. All batches have ``len(seeds)`` rows.
+        """
+        self._row_generators = [np.random.default_rng(seed) for seed in seeds]
+        try:
+            yield
+        finally:
+            self._row_generators = None
 
     def last_hidden(self, obs: Observation) -> tuple[Tensor, Tensor]:
         """The actor's and the critic's hidden states (B, D) at each row's last token."""

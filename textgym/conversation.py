@@ -14,7 +14,7 @@ from textgym.rewards import Reward, Score
 from textgym.rewards.core import When
 from textgym.setting import Setting
 
-__all__ = ["add_scores", "ask", "close_turn", "outcome", "transcript"]
+__all__ = ["add_scores", "ask", "close_turn", "outcome", "take_replies", "transcript"]
 
 
 def close_turn(
@@ -38,6 +38,39 @@ def close_turn(
             "environment's next message, a str, or None to end the episode."
         )
     return answer
+
+
+def take_replies(
+    setting: Setting,
+    episodes: Sequence[Episode],
+    replies: Sequence[tuple[str, StopReason]],
+    rngs: Sequence[np.random.Generator],
+) -> list[tuple[float, str]]:
+    """A turn of several conversations without tokens: the agent's replies, the environment's answers, the scores.
+
+    Each moment's scores are asked for once for all. A reward that is asked after each token is asked once a turn.
+
+    Args:
+        setting: Of all of them.
+        episodes: Under way.
+        replies: The agent's text in each, and why it ended there.
+        rngs: The environment's chance in each.
+
+    Returns:
+        The reward of each one's step, 0.0 if it could not be scored, and its status.
+    """
+    over = []
+    for episode, (text, reason), rng in zip(episodes, replies, rngs, strict=True):
+        stop = setting.stop_position(text)
+        answer = close_turn(setting, episode, text[:stop], reason if stop is None else "stop_string", rng)
+        if answer is not None:
+            episode.turns.append(Turn("user", answer))
+        over.append(answer is None)
+    scores: dict[int, list[Score]] = {}
+    for when in setting.whens:
+        rows = [row for row in range(len(episodes)) if when != "episode" or over[row]]
+        ask(setting.reward, when, rows, episodes, scores)
+    return [add_scores(episode, scores.get(row, ())) for row, episode in enumerate(episodes)]
 
 
 def ask(

@@ -14,7 +14,15 @@ from textgym.errors import ConfigurationError
 from textgym.task import Task
 from textgym.vector_env import TokenVectorEnv
 
-__all__ = ["Estimate", "bootstrap_interval", "evenly_spaced", "play", "summarise", "wilson_interval"]
+__all__ = [
+    "Estimate",
+    "bootstrap_interval",
+    "episode_seed",
+    "evenly_spaced",
+    "play",
+    "summarise",
+    "wilson_interval",
+]
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
@@ -108,10 +116,15 @@ class _Rows:
 
     def _reset(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         samples = [self.wanted[place % len(self.wanted)] for place in self.places.tolist()]
-        seeds = [int(np.random.SeedSequence((self.seed, sample)).generate_state(1)[0]) for sample in samples]
+        seeds = [episode_seed(self.seed, sample) for sample in samples]
         observation, _ = self.venv.reset(seed=seeds, options={"samples": samples, "reset_mask": rows})
         self.playing = self.venv.episodes
         return observation
+
+
+def episode_seed(seed: int, *place: int) -> int:
+    """The seed of the environment's side of an episode, from that of an evaluation and the sample's index."""
+    return int(np.random.SeedSequence((seed, *place)).generate_state(1)[0])
 
 
 def _harmless_token(venv: TokenVectorEnv) -> int:

@@ -11,11 +11,11 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.error import InvalidAction, ResetNeeded
 
-from textgym.conversation import add_scores, ask, close_turn, outcome, transcript
-from textgym.episode import Episode, Sample, StopReason, Turn
+from textgym.conversation import outcome, take_replies, transcript
+from textgym.episode import Episode, Sample
 from textgym.errors import ConfigurationError
 from textgym.rendering import Format
-from textgym.rewards import Reward, Score
+from textgym.rewards import Reward
 from textgym.setting import Setting
 from textgym.task import Task
 from textgym.token_env import TokenEnv
@@ -180,15 +180,5 @@ class TextEnv(gymnasium.Env[str, str]):
         return float(rewards.sum()) if info["score_status"] == "ok" else 0.0, info
 
     def _step_text(self, text: str) -> tuple[float, dict[str, Any]]:
-        setting, episode = self.setting, self.episode
-        stop = setting.stop_position(text)
-        reason: StopReason = "eos" if stop is None else "stop_string"
-        answer = close_turn(setting, episode, text[:stop], reason, self.np_random)
-        if answer is not None:
-            episode.turns.append(Turn("user", answer))
-        scores: dict[int, list[Score]] = {}
-        for when in setting.whens:
-            if when != "episode" or answer is None:
-                ask(setting.reward, when, [0], [episode], scores)
-        reward, status = add_scores(episode, scores.get(0, ()))
-        return reward, outcome(setting, episode, status)
+        ((reward, status),) = take_replies(self.setting, [self.episode], [(text, "eos")], [self.np_random])
+        return reward, outcome(self.setting, self.episode, status)
