@@ -7,7 +7,7 @@ import math
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -175,8 +175,7 @@ def _play(setting: Setting, agent: Agent, places: Sequence[tuple[int, int]], bat
     waiting = iter(places)
     live: list[Conversation] = []
     while True:
-        free = batch - len(live)
-        live += [Conversation(setting, *place) for place, _ in zip(waiting, range(free), strict=False)]
+        live += [Conversation(setting, *place) for place in islice(waiting, batch - len(live))]
         if not live:
             return
         go_on(live, agent)

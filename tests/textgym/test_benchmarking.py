@@ -1,0 +1,299 @@
+"""Agents compared: pairing, failures, resuming, scoring anew, comparing folders."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import textgym
+from textgym import Sample, Task
+from textgym.agent import Reply
+from textgym.benchmarking import EPISODES, TABLE, benchmark, compare, rescore
+from textgym.errors import ConfigurationError, UnknownEnvironmentError
+
+
+class Sums(Task):
+    """Ten sums."""
+
+    reward = staticmethod(lambda response, references: float(response.strip() == references[0]))
+
+    def samples(self, split):
+        return [Sample(str(i), f"{i}+1=", (str(i + 1),)) for i in range(10)]
+
+    def metrics(self, episodes):
+        return {"right": sum(e.response.strip() == e.sample.references[0] for e in episodes) / len(episodes)}
+
+
+class Guessing(Task):
+    """Two turns, the second one's answer by chance."""
+
+    reward = staticmethod(lambda episode: float(episode.turns[1].text in episode.response))
+
+    def samples(self, split):
+        return [Sample(str(i), [{"role": "user", "content": f"Round {i}"}]) for i in range(4)]
+
+    def respond(self, episode, rng):
+        return str(rng.integers(10)) if len(episode.responses) == 1 else None
+
+
+class Right:
+    def act(self, observations):
+        return [o.episode.sample.references[0] for o in observations]
+
+
+class Even:
+    """Right where the answer is even."""
+
+    def act(self, observations):
+        answers = [int(o.episode.sample.references[0]) for o in observations]
+        return [str(answer - answer % 2) for answer in answers]
+
+
+class Echo:
+    def act(self, observations):
+        return [o.messages[-1]["content"] for o in observations]
+
+
+class Chance:
+    """Draws from the observation's seed."""
+
+    def act(self, observations):
+        return [str(random.Random(o.seed).randrange(10)) for o in observations]
+
+
+@pytest.fixture(autouse=True)
+def tasks():
+    textgym.register("demo/Sums-v0", task=Sums)
+    textgym.register("demo/Guessing-v0", task=Guessing)
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (Path(folder) / EPISODES).read_text(encoding="utf-8").splitlines()]
+
+
+def test_every_agent_meets_the_same_samples_and_chance(tmp_path):
+    agents = {"echo": Echo(), "chance": Chance(), "again": Chance()}
+    benchmark(agents, ["demo/Guessing-v0"], out=tmp_path, seeds=3)
+    rows = rows_of(tmp_path)
+    assert len(rows) == 3 * 3 * 4
+    answers = {
+        name: {(r["seed"], r["index"]): r["turns"][1]["text"] for r in rows if r["agent"] == name} for name in agents
+    }
+    assert answers["echo"] == answers["chance"] == answers["again"]
+    assert len(set(answers["echo"].values())) > 3
+    replies = {name: [r["turns"][0]["text"] for r in rows if r["agent"] == name] for name in agents}
+    assert replies["chance"] == replies["again"]
+    assert len(set(replies["chance"])) > 3
+
+
+def test_the_figures_are_those_of_the_episodes(tmp_path):
+    agents = {"random": Echo(), "reference": Right(), "even": Even()}
+    summary = benchmark(agents, ["demo/Sums-v0"], out=tmp_path, seeds=2)
+    figures = summary["agents"]["even"]["demo/Sums-v0"]
+    assert figures["reward"]["value"] == 0.5
+    assert figures["metric"] == figures["reward"]
+    assert figures["reward"]["low"] < 0.5 < figures["reward"]["high"]
+    assert (figures["episodes"], figures["failed"]) == (20, 0)
+    assert summary["normalised"] == {"random": 0.0, "reference": 1.0, "even": 0.5}
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    table = (tmp_path / TABLE).read_text()
+    assert "| Sums | 0.000 [0.00, 0.00] | 1.000 [1.00, 1.00] | 0.500 [" in table
+    assert "| **normalised mean** | 0.00 | 1.00 | 0.50 |" in table
+
+
+def test_two_agents_have_a_paired_difference(tmp_path):
+    summary = benchmark({"right": Right(), "even": Even()}, ["demo/Sums-v0"], out=tmp_path, seeds=1)
+    difference = summary["differences"]["demo/Sums-v0"]
+    assert difference["value"] == 0.5
+    assert difference["p"] == pytest.approx(2 / 2**5, abs=0.01)  # five samples differ, all to one side
+    assert "right less even 0.500" in (tmp_path / TABLE).read_text()
+
+
+class Failing:
+    """Raises, answers with nonsense, fails by itself, and is right, by sample."""
+
+    def act(self, observations):
+        replies = []
+        for o in observations:
+            number = int(o.episode.sample.id)
+            if number == 3:
+                raise RuntimeError("no `connection` | at all")
+            replies.append(
+                {4: 7, 5: Reply(failure="server: 500"), 6: Reply("7", "length", {"tokens": 2})}.get(
+                    number, str(number + 1)
+                )
+            )
+        return replies
+
+
+def test_what_fails_is_counted_and_no_zero(tmp_path):
+    def reward(response, references):
+        if response == "9":
+            raise ValueError("nine")
+        return float(response == references[0])
+
+    summary = benchmark({"failing": Failing()}, {"demo/Sums-v0": {"reward": reward}}, out=tmp_path, seeds=1)
+    figures = summary["agents"]["failing"]["demo/Sums-v0"]
+    assert (figures["episodes"], figures["failed"]) == (10, 4)
+    assert figures["reward"]["value"] == 1.0
+    assert figures["reward"]["n"] == 6
+    assert figures["usage"] == {"tokens": 2}
+    reasons = " ".join(figures["reasons"])
+    for part in ("RuntimeError: no `connection`", "not 7", "server: 500", "ValueError: nine"):
+        assert part in reasons
+    failed = [row for row in rows_of(tmp_path) if row["status"] != "ok"]
+    assert all(row["reward"] is None for row in failed)
+    assert "1 of 10 episodes failed: `agent: RuntimeError: no 'connection' | at all`" in (tmp_path / TABLE).read_text()
+
+
+def test_a_reply_that_was_cut_off_ends_the_episode(tmp_path):
+    class CutOff:
+        def act(self, observations):
+            return [Reply("and then", "length") for _ in observations]
+
+    benchmark({"cut": CutOff()}, ["demo/Guessing-v0"], out=tmp_path, seeds=1)
+    for row in rows_of(tmp_path):
+        assert (row["stop_reason"], len(row["turns"])) == ("length", 1)
+        assert "IndexError" in row["status"]  # the task's reward looks at the second turn
+
+
+def test_it_goes_on_where_it_stopped(tmp_path):
+    whole = benchmark({"even": Even(), "chance": Chance()}, ["demo/Sums-v0"], out=tmp_path / "whole", batch=3)
+    part = tmp_path / "part"
+    benchmark({"even": Even(), "chance": Chance()}, ["demo/Sums-v0"], out=part, batch=4)
+    lines = (part / EPISODES).read_bytes().splitlines(keepends=True)
+    (part / EPISODES).write_bytes(b"".join(lines[:17]) + lines[17][:25])
+    asked = []
+
+    class Counting(Chance):
+        __qualname__ = Chance.__qualname__
+
+        def act(self, observations):
+            asked.extend(observations)
+            return super().act(observations)
+
+    again = benchmark({"even": Even(), "chance": Counting()}, ["demo/Sums-v0"], out=part)
+    assert again == whole
+    assert (part / TABLE).read_text() == (tmp_path / "whole" / TABLE).read_text()
+    assert len(asked) == 30
+    assert len(rows_of(part)) == 60
+
+
+KILLED = """
+import sys, time
+sys.path.insert(0, {folder!r})
+import textgym
+from test_benchmarking import Chance, Even, Guessing, Sums
+from textgym.benchmarking import benchmark
+
+class Slow(Chance):
+    def act(self, observations):
+        time.sleep(0.02)
+        return super().act(observations)
+
+textgym.register("demo/Sums-v0", task=Sums)
+textgym.register("demo/Guessing-v0", task=Guessing)
+agents = {{"slow": Slow(), "even": Even()}}
+benchmark(agents, ["demo/Sums-v0", "demo/Guessing-v0"], out={out!r}, seeds=12, batch=3)
+"""
+
+
+@pytest.mark.slow
+def test_killed_ten_times_it_gives_the_same_table(tmp_path):
+    def start(out):
+        script = KILLED.format(folder=str(Path(__file__).parent), out=str(tmp_path / out))
+        return subprocess.Popen([sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    assert start("whole").wait() == 0
+    rng = random.Random(0)
+    file = tmp_path / "killed" / EPISODES
+    sizes = [0]
+    for _ in range(10):
+        process = start("killed")
+        until = sizes[-1] + rng.randint(200, 7000)  # bytes
+        while (not file.is_file() or file.stat().st_size < until) and process.poll() is None:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        sizes.append(file.stat().st_size)
+    assert start("killed").wait() == 0
+    assert len(set(sizes)) == 11  # each was killed at work
+    assert sizes[-1] < (tmp_path / "whole" / EPISODES).stat().st_size
+    keys = [(r["agent"], r["task"], r["seed"], r["index"]) for r in rows_of(tmp_path / "killed")]
+    assert len(keys) == len(set(keys)) == 2 * 12 * 14
+    for name in (TABLE, "summary.json"):
+        assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()
+
+
+def test_stored_replies_are_scored_anew_without_the_agents(tmp_path):
+    agents = {"even": Even(), "failing": Failing()}
+    benchmark(agents, ["demo/Sums-v0"], out=tmp_path, seeds=2)
+    summary = rescore(tmp_path, lambda response: -float(response), "negative")
+    even = summary["agents"]["even"]["demo/Sums-v0"]
+    assert even["reward"]["value"] == -sum(n - n % 2 for n in range(1, 11)) / 10
+    assert summary["agents"]["failing"]["demo/Sums-v0"]["failed"] == 6
+    assert (tmp_path / "rescored" / "negative" / TABLE).is_file()
+    assert [r["reward"] for r in rows_of(tmp_path) if r["agent"] == "even"][:2] == [0.0, 1.0]  # the first is as it was
+
+
+def test_conversations_are_scored_anew_as_they_went(tmp_path):
+    benchmark({"echo": Echo()}, ["demo/Guessing-v0"], out=tmp_path, seeds=2)
+    summary = rescore(tmp_path, lambda episode: float(len(episode.turns)), "turns")
+    assert summary["agents"]["echo"]["demo/Guessing-v0"]["reward"]["value"] == 3.0
+
+
+def test_two_folders_are_compared_episode_by_episode(tmp_path):
+    for name, agent in (("a", Right()), ("b", Even())):
+        benchmark({"mine": agent}, ["demo/Sums-v0"], out=tmp_path / name, seeds=1)
+    assert compare(tmp_path / "a", tmp_path / "b")["mine"]["demo/Sums-v0"]["value"] == 0.5
+    benchmark({"yours": Even()}, ["demo/Sums-v0"], out=tmp_path / "c", seeds=1)
+    with pytest.raises(ConfigurationError, match="no scored episode"):
+        compare(tmp_path / "a", tmp_path / "c")
+    with pytest.raises(ConfigurationError, match="no benchmark"):
+        compare(tmp_path / "a", tmp_path)
+
+
+def test_another_benchmark_in_the_same_folder_is_refused(tmp_path):
+    benchmark({"even": Even()}, ["demo/Sums-v0"], out=tmp_path, episodes=3)
+    for change in ({"episodes": 4}, {"seeds": 1}, {"split": "train"}):
+        with pytest.raises(ConfigurationError, match=next(iter(change))):
+            benchmark({"even": Even()}, ["demo/Sums-v0"], out=tmp_path, **{"episodes": 3} | change)
+    with pytest.raises(ConfigurationError, match="agents"):
+        benchmark({"even": Right()}, ["demo/Sums-v0"], out=tmp_path, episodes=3)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(ConfigurationError, match="not empty"):
+        benchmark({"even": Even()}, ["demo/Sums-v0"], out=tmp_path / "other")
+
+
+def test_other_samples_are_noticed(tmp_path, monkeypatch):
+    benchmark({"even": Even()}, ["demo/Sums-v0"], out=tmp_path, seeds=1)
+    samples = Sums().samples("test")
+    monkeypatch.setattr(Sums, "samples", lambda self, split: [*samples[:-1], Sample("9", "9+1=", ("11",))])
+    with pytest.raises(ConfigurationError, match="tasks"):
+        benchmark({"even": Even()}, ["demo/Sums-v0"], out=tmp_path, seeds=1)
+    with pytest.raises(ConfigurationError, match="not those that the benchmark was played on"):
+        rescore(tmp_path, lambda response: 1.0, "one")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"episodes": 0}, ConfigurationError),
+        ({"seeds": 0}, ConfigurationError),
+        ({"tasks": []}, ConfigurationError),
+        ({"agents": {}}, ConfigurationError),
+        ({"tasks": ["demo/Sum-v0"]}, UnknownEnvironmentError),
+        ({"tasks": ["CartPole-v1"]}, (ConfigurationError, TypeError)),
+        ({"agents": {"none": object()}}, ConfigurationError),
+    ],
+)
+def test_wrong_arguments_are_refused(tmp_path, arguments, error):
+    with pytest.raises(error):
+        benchmark(**{"agents": {"even": Even()}, "tasks": ["demo/Sums-v0"], "out": tmp_path} | arguments)
