@@ -127,6 +127,8 @@ class CausalLMAgent:
         prompts = _Prompts(observations, self.tokenizer)
         options: dict[str, Any] = {"tokenizer": self.tokenizer, "max_context": self.max_context, "split": "all"}
         venv = TokenVectorEnv(prompts, num_envs=len(observations), copy=False, **options)
+        for index, observation in enumerate(observations):
+            venv.setting.begin_with(index, venv.setting.renderer.conversation_ids(observation.episode))
         policy = self._policy(venv)
         if self.deterministic:
             episodes = play_policy(policy, venv)
@@ -162,10 +164,7 @@ class _Prompts(Task):
         stop = (task.stop,) if isinstance(task.stop, str) else tuple(task.stop)
         self.stop = (*stop, *Renderer(tokenizer).message_stops) if task.is_multi_turn else stop
         self.max_new_tokens = task.max_new_tokens
-        self._samples = [
-            replace(o.episode.sample, id=str(i), prompt=o.messages if o.episode.turns else o.episode.sample.prompt)
-            for i, o in enumerate(observations)
-        ]
+        self._samples = [replace(o.episode.sample, id=str(i)) for i, o in enumerate(observations)]
 
     def samples(self, split: str) -> list[Sample]:
         return self._samples

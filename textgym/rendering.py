@@ -13,7 +13,7 @@ from functools import cache, cached_property
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
 
-from textgym.episode import Sample
+from textgym.episode import Episode, Sample
 from textgym.errors import ConfigurationError, TokenizerError
 
 if TYPE_CHECKING:
@@ -140,6 +140,13 @@ class Renderer:
         """The ids of a reply that was written as text, with the token that ends it."""
         ids = self._encode_text(text)
         return ids if self.end_token is None else [*ids, self.end_token]
+
+    def conversation_ids(self, episode: Episode) -> list[int]:
+        """The ids of an episode's stream so far, as they are where every reply was written as text."""
+        ids = self.prompt_ids(episode.sample)
+        for turn in episode.turns:
+            ids += self.reply_ids(turn.text) if turn.role == "assistant" else self.message_ids(turn.text, ids[-1])
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of the agent's tokens, special ones left out."""

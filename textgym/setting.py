@@ -143,8 +143,17 @@ class TokenSetting(Setting):
         """
         sample = self.samples[index]
         if index not in self._prompts or self._prompts[index][0] is not sample:
-            self._prompts[index] = sample, self._tokenise(sample)
+            self._prompts[index] = sample, self._fitting(sample, self.renderer.prompt_ids(sample))
         return self._prompts[index][1]
+
+    def begin_with(self, index: int, ids: Sequence[int]) -> None:
+        """Lets episodes about a sample begin with these ids in place of its rendered prompt.
+
+        Raises:
+            PromptTooLongError: They leave no room for a reply.
+        """
+        sample = self.samples[index]
+        self._prompts[index] = sample, self._fitting(sample, ids)
 
     def check_prompts(self, samples: Iterable[Sample]) -> None:
         """Makes sure that episodes about these samples can begin, before much has been done for them.
@@ -179,8 +188,8 @@ class TokenSetting(Setting):
             self._stop_table[token] = 2 if any(_may_hold(text, stop[-1]) for stop in self.stop) else 1
         return self._stop_table[tokens] == 2
 
-    def _tokenise(self, sample: Sample) -> np.ndarray:
-        ids = np.asarray(self.renderer.prompt_ids(sample), dtype=np.int64)
+    def _fitting(self, sample: Sample, prompt_ids: Sequence[int]) -> np.ndarray:
+        ids = np.asarray(prompt_ids, dtype=np.int64)
         if not len(ids):
             raise ConfigurationError(
                 f"the prompt of sample {sample.id!r} has no tokens; an episode needs at least one."

@@ -1,0 +1,146 @@
+"""Agents that do not learn: what they say, and that playing by turns is playing by tokens."""
+
+import pytest
+import torch
+import transformers
+
+import textgym
+from textgym import Episode, Sample, Task, Turn
+from textgym.agent import Conversation, Observation, Reply, go_on
+from textgym.agents import CausalLMPolicy
+from textgym.agents.baselines import AlwaysAbstain, BestOfN, CausalLMAgent, RandomAgent, ReferenceAgent
+from textgym.agents.playing import play_policy
+from textgym.benchmarking import benchmark
+from textgym.errors import ConfigurationError
+
+
+class Plain(Task):
+    reward = staticmethod(len)
+    max_new_tokens = 6
+
+    def samples(self, split):
+        return [Sample(str(i), f"Number {i} is", (f" {i}",)) for i in range(5)]
+
+
+def observations(task=None, n=5, seed=0):
+    task = task or Plain()
+    return [Observation(Episode(sample), task, seed + i) for i, sample in enumerate(task.samples("test")[:n])]
+
+
+def test_random_replies_differ_and_repeat_with_their_seed():
+    agent = RandomAgent()
+    replies = agent.act(observations())
+    assert replies == agent.act(observations())
+    assert replies[2:4] == agent.act(observations()[2:4])
+    assert len(set(replies)) == 5
+    assert all(replies)
+
+
+def test_abstaining_and_reference():
+    assert AlwaysAbstain().act(observations(n=2)) == [" I don't know."] * 2
+    assert [reply.text for reply in ReferenceAgent().act(observations(n=2))] == [" 0", " 1"]
+    without = Observation(Episode(Sample("a", "b")), Plain())
+    assert "no reply 1" in ReferenceAgent().act([without])[0].failure
+
+
+def test_the_reference_plays_the_demonstration_of_a_conversation(tmp_path):
+    agents = {"reference": ReferenceAgent(), "random": RandomAgent()}
+    summary = benchmark(agents, ["textgym/Dialogue-v0"], out=tmp_path, episodes=12, seeds=1)
+    figures = {agent: by_task["textgym/Dialogue-v0"] for agent, by_task in summary["agents"].items()}
+    assert figures["reference"]["metric"]["value"] > 0.5
+    assert figures["random"]["metric"]["value"] == 0.0
+
+
+@pytest.mark.parametrize("env", ["textgym/KnowledgeQA-v0", "textgym/DialogueReply-v0", "textgym/Dialogue-v0"])
+def test_playing_by_turns_is_playing_by_tokens(env):
+    """The built-in model's greedy replies and scores, at both levels."""
+    venv = textgym.make_vec(env, num_envs=8, split="test").unwrapped
+    indices = list(range(0, len(venv.samples), len(venv.samples) // 12))[:12]
+    policy = CausalLMPolicy(venv.single_observation_space, venv.single_action_space, lambda _: 0.0)
+    by_tokens = play_policy(policy, venv, indices)
+    agent = CausalLMAgent()
+    setting = textgym.make(env, level="turn", split="test").unwrapped.setting
+    conversations = [Conversation(setting, 0, index) for index in indices]
+    while live := [c for c in conversations if not c.is_over]:
+        go_on(live, agent)
+    for token, conversation in zip(by_tokens, conversations, strict=True):
+        turn = conversation.episode
+        assert turn.turns == token.turns
+        assert turn.stop_reason == token.stop_reason
+        assert turn.reward == pytest.approx(token.reward, abs=1e-6)
+        assert turn.score_status == token.score_status
+
+
+def test_what_is_drawn_does_not_depend_on_the_neighbours():
+    agent = CausalLMAgent(deterministic=False)
+    together = agent.act(observations())
+    torch.manual_seed(5)
+    assert [agent.act([observation])[0] for observation in observations()] == together
+    assert agent.act(observations(seed=100)) != together
+    state = torch.get_rng_state()
+    agent.act(observations())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_conversations_about_several_tasks_are_refused():
+    with pytest.raises(ConfigurationError, match="one task"):
+        CausalLMAgent().act([*observations(n=1), *observations(Plain(), n=1)])
+
+
+class Counting:
+    """Says 0, 1, 2, ... by seed's order, and fails on the third question."""
+
+    def __init__(self, fails=()):
+        self.fails, self.n = fails, 0
+
+    def act(self, observations):
+        replies = []
+        for _ in observations:
+            failure = "down" if self.n in self.fails else None
+            replies.append(Reply(str(self.n), usage={"tokens": 1}, failure=failure))
+            self.n += 1
+        return replies
+
+
+def test_the_best_of_n_is_the_rewards():
+    agent = BestOfN(Counting(), lambda response: -abs(int(response) - 6), n=4)
+    best = agent.act(observations(n=2))  # of 0 to 3, and of 4 to 7
+    assert [reply.text for reply in best] == ["3", "6"]
+    assert best[0].usage == {"tokens": 4}
+
+
+def test_the_best_of_n_bears_failures():
+    def reward(response):
+        if response == "3":
+            raise ValueError("three")
+        return float(response)
+
+    assert BestOfN(Counting(fails={2}), reward, n=4).act(observations(n=1))[0].text == "1"
+    failed = BestOfN(Counting(fails=range(9)), reward, n=2).act(observations(n=1))[0]
+    assert "none of 2" in failed.failure
+    assert "down" in failed.failure
+    with pytest.raises(ConfigurationError):
+        BestOfN(Counting(), reward, n=0)
+
+
+def test_the_best_of_n_sees_the_whole_conversation():
+    seen = []
+
+    def reward(episode):
+        seen.append([turn.text for turn in episode.turns])
+        return 0.0
+
+    episode = Episode(Sample("a", "b"), [Turn("assistant", "c"), Turn("user", "d")])
+    BestOfN(Counting(), reward, n=2).act([Observation(episode, Plain())])
+    assert seen == [["c", "d", "0"], ["c", "d", "1"]]
+    assert len(episode.turns) == 2
+
+
+def test_a_model_and_its_tokenizer_are_taken(tokenizer):
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    torch.manual_seed(0)
+    agent = CausalLMAgent(transformers.LlamaForCausalLM(config), tokenizer, max_context=64, temperature=0.5)
+    assert len(agent.act(observations())) == 5
+    assert "temperature=0.5" in repr(agent)
