@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import os
-import random
 import re
 import sqlite3
-import time
 import warnings
-from collections import Counter
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from email.utils import parsedate_to_datetime
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
+from typing import Any
 
+from textgym.chat import ChatEndpoint, ChatFailure, Completion
 from textgym.episode import Episode
 from textgym.errors import ConfigurationError, TextGymWarning
 from textgym.hashing import hashed_id
 from textgym.rewards.core import Reward, Score
 from textgym.rewards.models import check_template, prompt_and_response
 
-if TYPE_CHECKING:
-    import ssl
-
-    import httpx2
-
 __all__ = ["Judge"]
-
-MAX_PAUSE = 60.0  # seconds before a question is asked again
-MAX_ANSWER = 2**20  # bytes
-MAX_QUOTE = 200  # characters of somebody else's words in a status
 
 TEMPLATE = """\
 You grade the response of an assistant to a prompt: is it correct, helpful and to the point?
@@ -55,8 +38,6 @@ Say in a few sentences how good the response is. Then end with a line that holds
 Score: <number from {low} (useless) to {high} (perfect)>
 """
 FIELDS = ("prompt", "references", "response", "boundary", "low", "high")
-
-Result = TypeVar("Result")
 
 
 class Judge(Reward):
@@ -116,29 +97,19 @@ class Judge(Reward):
         temperature: float | None = 0.0,
         request: Mapping[str, Any] | None = None,
     ) -> None:
-        if find_spec("httpx2") is None:
-            raise ConfigurationError("Judge needs httpx2: pip install 'textgym[judge]'.")
         check_template(template, FIELDS, needed="response")
         if not scale[0] < scale[1]:
             raise ConfigurationError(f"scale={scale!r}; the second number is the greater one.")
-        if concurrency < 1 or timeout <= 0 or retries < 0 or backoff < 0:
-            raise ConfigurationError(
-                f"concurrency={concurrency!r}, timeout={timeout!r}, retries={retries!r}, backoff={backoff!r}: at least "
-                "one question at a time, a positive time, and no negative number."
-            )
-        self.url = _endpoint(base_url)
+        self.endpoint = ChatEndpoint(base_url, api_key, concurrency, timeout, retries, backoff)
         self.template, self.scale = template, scale
         self.pattern = _number_pattern(parse, scale[1])
-        self.concurrency, self.timeout, self.retries, self.backoff = concurrency, timeout, retries, backoff
         self.fields = {
             "model": model,
             **({} if temperature is None else {"temperature": temperature}),
             **(request or {}),
         }
         self.cache = None if cache is None else _ReplyCache(cache)
-        self.usage: Counter[str] = Counter(prompt_tokens=0, completion_tokens=0)
-        self._api_key = _resolved_key(api_key)
-        self._random = random.Random()
+        self.usage = self.endpoint.usage
 
     def score(self, episodes: Sequence[Episode]) -> list[Score]:
         """Asks the judge about what the cache does not know; works inside a running event loop too."""
@@ -147,8 +118,19 @@ class Judge(Reward):
         scores = {question: score for question in distinct if (score := self._remembered(question)) is not None}
         new = [question for question in distinct if question not in scores]
         if new:
-            scores.update(zip(new, _run(self._ask_all(new)), strict=True))
+            scores.update(zip(new, map(self._as_score, self.endpoint.ask(new, self._judged)), strict=True))
         return [scores[question] for question in questions]
+
+    def _as_score(self, found: float | ChatFailure) -> Score:
+        return Score(None, status=f"{self.name}: {found}") if isinstance(found, ChatFailure) else Score(found)
+
+    def _judged(self, question: bytes, completion: Completion) -> float:
+        if completion.finish_reason == "length":  # what it quotes of the response may look like its score
+            raise ChatFailure(f"the judge's reply was cut off: {self.endpoint.quoted(completion.text)}")
+        value = self._number(completion.text)
+        if self.cache is not None:
+            self.cache.put(self._key(question), completion.text)
+        return value
 
     def _question(self, episode: Episode) -> bytes:
         """The request's body."""
@@ -175,130 +157,27 @@ class Judge(Reward):
             return None
         try:
             return Score(self._number(reply))
-        except _Failure:  # kept when another pattern or scale was asked for
+        except ChatFailure:  # kept when another pattern or scale was asked for
             return None
 
     def _key(self, question: bytes) -> str:
-        return hashlib.sha256(self.url.encode() + b"\n" + question).hexdigest()
-
-    async def _ask_all(self, questions: Sequence[bytes]) -> list[Score]:
-        import httpx2
-
-        slots = asyncio.Semaphore(self.concurrency)
-        headers = {"Content-Type": "application/json"}
-        if self._api_key is not None:
-            headers["Authorization"] = f"Bearer {self._api_key}"
-        limits = httpx2.Limits(max_connections=self.concurrency)
-        async with httpx2.AsyncClient(headers=headers, limits=limits, timeout=None, verify=_certificates()) as client:
-            return await asyncio.gather(*(self._judged(client, slots, question) for question in questions))
-
-    async def _judged(self, client: httpx2.AsyncClient, slots: asyncio.Semaphore, question: bytes) -> Score:
-        try:
-            async with slots:
-                reply = await self._reply(client, question)
-            value = self._number(reply)
-        except _Failure as failure:
-            return Score(None, status=f"{self.name}: {failure}")
-        if self.cache is not None:
-            self.cache.put(self._key(question), reply)
-        return Score(value)
-
-    async def _reply(self, client: httpx2.AsyncClient, question: bytes) -> str:
-        """The judge's words, asked for again where the failure may pass."""
-        attempt = 0
-        while True:
-            try:
-                return await self._attempt(client, question)
-            except _PassingFailure as failure:
-                if failure.wait > MAX_PAUSE:
-                    raise _Failure(f"{failure} (to be tried again after {failure.wait:.0f} s)") from failure
-                if attempt == self.retries:
-                    raise _Failure(f"{failure} (attempt {attempt + 1}, the last)") from failure
-                pause = min(self.backoff * 2.0**attempt, MAX_PAUSE) * self._random.uniform(0.5, 1.0)
-                await asyncio.sleep(max(pause, failure.wait))
-            attempt += 1
-
-    async def _attempt(self, client: httpx2.AsyncClient, question: bytes) -> str:
-        import httpx2
-
-        try:
-            status, wait, answer = await asyncio.wait_for(self._post(client, question), self.timeout)
-        except asyncio.TimeoutError as error:
-            raise _PassingFailure(f"no answer within {self.timeout:g} s") from error
-        except httpx2.TransportError as error:
-            raise _PassingFailure(f"{type(error).__name__}: {self._quoted(str(error))}") from error
-        except httpx2.RequestError as error:
-            raise _Failure(f"{type(error).__name__}: {self._quoted(str(error))}") from error
-        if status == 429 or status >= 500:
-            raise _PassingFailure(f"HTTP {status}: {self._quoted(answer)}", wait)
-        if status != 200:
-            raise _Failure(f"HTTP {status}: {self._quoted(answer)}")
-        return self._content(answer)
-
-    async def _post(self, client: httpx2.AsyncClient, question: bytes) -> tuple[int, float, str]:
-        """Status, seconds to wait, and text of the answer."""
-        answer = b""
-        async with client.stream("POST", self.url, content=question) as response:
-            async for chunk in response.aiter_bytes():
-                answer += chunk
-                if len(answer) > MAX_ANSWER:
-                    raise _Failure(f"HTTP {response.status_code}: an answer of more than {MAX_ANSWER} bytes")
-            wait = _seconds(response.headers.get("Retry-After", ""))
-            return response.status_code, wait, answer.decode("utf-8", "replace")
-
-    def _content(self, answer: str) -> str:
-        """The judge's reply in an answer of the endpoint."""
-        try:
-            data = json.loads(answer)
-            self._count(data.get("usage"))
-            (choice, *_) = data["choices"]
-            content, finish_reason = choice["message"]["content"], choice.get("finish_reason")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise _Failure(f"the answer is no chat completion: {self._quoted(answer)}") from error
-        if not isinstance(content, str):
-            raise _Failure(f"the judge gave no text: {self._quoted(answer)}")
-        if finish_reason == "length":  # what it quotes of the response may look like its score
-            raise _Failure(f"the judge's reply was cut off: {self._quoted(content)}")
-        return self._without_key(content).encode("utf-8", "replace").decode()  # JSON may hold half a character
-
-    def _count(self, usage: Any) -> None:
-        for name in self.usage:
-            n = usage.get(name) if isinstance(usage, dict) else None
-            self.usage[name] += n if isinstance(n, int) else 0
+        return hashlib.sha256(self.endpoint.url.encode() + b"\n" + question).hexdigest()
 
     def _number(self, reply: str) -> float:
         """The score in the judge's reply, scaled to [0, 1]."""
         found = self.pattern.findall(reply)
         if not found:
-            raise _Failure(f"no score in the judge's reply: {self._quoted(reply)}")
+            raise ChatFailure(f"no score in the judge's reply: {self.endpoint.quoted(reply)}")
         low, high = self.scale
         try:
             number = float(found[-1])
         except ValueError as error:
-            raise _Failure(f"{self._quoted(found[-1])} is no number; the pattern's group has to be one") from error
+            raise ChatFailure(
+                f"{self.endpoint.quoted(found[-1])} is no number; the pattern's group has to be one"
+            ) from error
         if not low <= number <= high:
-            raise _Failure(f"the score {number:g} is not from {low:g} to {high:g}: {self._quoted(reply)}")
+            raise ChatFailure(f"the score {number:g} is not from {low:g} to {high:g}: {self.endpoint.quoted(reply)}")
         return (number - low) / (high - low)
-
-    def _quoted(self, words: str) -> str:
-        """Somebody else's words for a status: in one line, not too many, and without the key."""
-        line = " ".join(self._without_key(words).split())
-        return repr(line if len(line) <= MAX_QUOTE else line[:MAX_QUOTE] + "…")
-
-    def _without_key(self, words: str) -> str:
-        return words.replace(self._api_key, "***") if self._api_key else words
-
-
-class _Failure(Exception):
-    """There is no score, for this reason."""
-
-
-class _PassingFailure(_Failure):
-    """Another attempt may succeed, after at least ``wait`` seconds."""
-
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
-        super().__init__(reason)
-        self.wait = wait
 
 
 class _ReplyCache:
@@ -339,33 +218,6 @@ class _ReplyCache:
             warnings.warn(f"the judge's cache {str(self.path)!r} failed: {error}", TextGymWarning, stacklevel=2)
 
 
-def _run(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    """The coroutine's result, in a thread of its own where an event loop is running already, as in a notebook."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    with ThreadPoolExecutor(1) as executor:
-        return executor.submit(asyncio.run, coroutine).result()
-
-
-@cache
-def _certificates() -> ssl.SSLContext:
-    """Those of the system; reading them takes longer than many an answer."""
-    import httpx2
-
-    return httpx2.create_ssl_context()
-
-
-def _endpoint(base_url: str) -> str:
-    parts = urlsplit(base_url)
-    if parts.username or parts.password:
-        raise ConfigurationError("base_url holds a user name or a password; give a key as api_key.")
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ConfigurationError(f"base_url={base_url!r}; give an address like 'http://localhost:8000/v1'.")
-    return base_url.rstrip("/") + "/chat/completions"
-
-
 def _number_pattern(parse: str | re.Pattern[str] | None, high: float) -> re.Pattern[str]:
     if parse is None:
         of_high = rf"(?:[ \t]*/[ \t]*{re.escape(f'{high:g}')})?"
@@ -378,23 +230,3 @@ def _number_pattern(parse: str | re.Pattern[str] | None, high: float) -> re.Patt
     if pattern.groups != 1:
         raise ConfigurationError(f"parse={pattern.pattern!r} has {pattern.groups} groups; one is the number.")
     return pattern
-
-
-def _resolved_key(api_key: str | None) -> str | None:
-    if api_key is not None and api_key.startswith("$"):
-        if not os.environ.get(api_key[1:]):
-            raise ConfigurationError(f"api_key={api_key!r}: there is no such environment variable.")
-        api_key = os.environ[api_key[1:]]
-    if api_key is not None and not re.fullmatch(r"[!-~]+", api_key):
-        raise ConfigurationError("the API key is empty, or has blanks or characters that HTTP does not carry.")
-    return api_key
-
-
-def _seconds(retry_after: str) -> float:
-    """What a ``Retry-After`` header asks for: a number of seconds or a date (RFC 9110, section 10.2.3); else 0."""
-    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", retry_after.strip()):
-        return float(retry_after)
-    try:
-        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return 0.0

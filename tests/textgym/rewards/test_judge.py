@@ -16,8 +16,9 @@ import pytest
 
 import textgym
 from textgym import Episode, Sample, Turn
+from textgym.chat import MAX_ANSWER
 from textgym.errors import ConfigurationError, TextGymWarning
-from textgym.rewards.judge import MAX_ANSWER, Judge
+from textgym.rewards.judge import Judge
 
 KEY = "sk-0123456789"
 
@@ -339,7 +340,7 @@ def test_pauses_double(endpoint, monkeypatch):
         ({"choices": []}, 1, r"the answer is no chat completion: .*"),
         ({"choices": [7]}, 1, r"the answer is no chat completion: .*"),
         ([], 1, r"the answer is no chat completion: .*"),
-        (completion(None), 1, r"the judge gave no text: .*"),
+        (completion(None), 1, r"the model gave no text: .*"),
         (completion("It says\nScore: 10", finish_reason="length"), 1, r"the judge's reply was cut off: .*"),
         ("I would rather not.", 1, r"no score in the judge's reply: 'I would rather not.'"),
         (f"{KEY}\n" + "y" * 500, 1, r"no score in the judge's reply: '\*\*\* y{196}…'"),
@@ -513,6 +514,6 @@ def test_a_pattern_whose_group_is_no_number(endpoint):
 
 
 def test_httpx2_is_an_extra(monkeypatch):
-    monkeypatch.setattr("textgym.rewards.judge.find_spec", lambda name: None)
+    monkeypatch.setattr("textgym.chat.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"pip install 'textgym\[judge\]'"):
         Judge("http://localhost:8000/v1", "judge-1")
