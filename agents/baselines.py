@@ -10,6 +10,7 @@ import numpy as np
 from stable_baselines3.common.utils import get_device
 
 from textgym.agent import Agent, Observation, Reply, replies_to
+from textgym.agents.language_model import load_causal_lm
 from textgym.agents.playing import play_policy
 from textgym.agents.policies import CausalLMPolicy, builtin_model_path
 from textgym.conversation import add_scores, ask
@@ -111,16 +112,17 @@ class CausalLMAgent:
         device: str = "auto",
         **policy_kwargs: Any,
     ) -> None:
-        self.model, self.deterministic, self.max_context = model, deterministic, max_context
+        self.name = model if isinstance(model, (str, type(None))) else type(model).__name__
+        self.model = load_causal_lm(builtin_model_path() if model is None else model)
+        self.deterministic, self.max_context = deterministic, max_context
         self.policy_kwargs, self.device = policy_kwargs, device
         named = model if tokenizer is None else tokenizer
         self.tokenizer = load_tokenizer(builtin_model_path() if named is None else named)
         self._policies: dict[int, CausalLMPolicy] = {}  # by context
 
     def __repr__(self) -> str:
-        name = self.model if isinstance(self.model, (str, type(None))) else type(self.model).__name__
         settings = "".join(f", {key}={value!r}" for key, value in self.policy_kwargs.items())
-        return f"CausalLMAgent({name!r}, deterministic={self.deterministic}{settings})"
+        return f"CausalLMAgent({self.name!r}, deterministic={self.deterministic}{settings})"
 
     def act(self, observations: Sequence[Observation]) -> list[Reply]:
         """A reply to each conversation."""
@@ -177,20 +179,21 @@ class BestOfN:
 
     Args:
         agent: Who is asked; one that replies at random.
-        reward: A reward or a plain function.
+        reward: A reward or a plain function. None: the task's own, by which the reply is then judged as well, so that
+            it shows what could be had and not what an agent without references can do.
         n: How often.
 
     Raises:
         ConfigurationError: ``n`` is less than 1.
     """
 
-    def __init__(self, agent: Agent, reward: Reward | Callable[..., Any], n: int = 8) -> None:
-        if n < 1:
-            raise ConfigurationError(f"n={n}; it is at least 1.")
-        self.agent, self.reward, self.n = agent, as_reward(reward), n
+    def __init__(self, agent: Agent, reward: Reward | Callable[..., Any] | None = None, n: int = 8) -> None:
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ConfigurationError(f"n={n!r}; it is a whole number, at least 1.")
+        self.agent, self.reward, self.n = agent, None if reward is None else as_reward(reward), n
 
     def __repr__(self) -> str:
-        return f"BestOfN({self.agent!r}, {self.reward.name}, n={self.n})"
+        return f"BestOfN({self.agent!r}, {'None' if self.reward is None else self.reward.name}, n={self.n})"
 
     def act(self, observations: Sequence[Observation]) -> list[Reply]:
         """A reply to each conversation; a failure where none could be scored."""
@@ -208,9 +211,10 @@ class BestOfN:
         ]
         answered = [row for row, reply in enumerate(replies) if reply.failure is None]
         found: dict[int, list[Score]] = {}
+        reward = self.reward or as_reward(asked[0].task.reward)  # type: ignore[arg-type]  # a task without is not played
         for when in WHENS:
-            if when in self.reward.whens:
-                ask(self.reward, when, answered, episodes, found)
+            if when in reward.whens:
+                ask(reward, when, answered, episodes, found)
         return [
             add_scores(episode, found.get(row, ())) if reply.failure is None else (0.0, reply.failure)
             for row, (episode, reply) in enumerate(zip(episodes, replies, strict=True))

@@ -25,7 +25,7 @@ from textgym.setting import MAX_CONTEXT
 from textgym.task import Task
 from textgym.vector_env import TokenVectorEnv
 
-__all__ = ["DEFAULTS", "LinearDecay", "Settings", "freeze", "load_policy", "load_reward", "make_env"]
+__all__ = ["DEFAULTS", "LinearDecay", "Settings", "freeze", "load_object", "load_policy", "load_reward", "make_env"]
 
 DEFAULTS: dict[str, Any] = {
     "total_timesteps": 100_000,
@@ -221,17 +221,30 @@ def load_reward(name: str) -> Any:
         ConfigurationError: There is none of that name.
         RewardError: It is no reward.
     """
+    return as_reward(load_object(name, "reward"))
+
+
+def load_object(name: str, what: str) -> Any:
+    """What ``"module:name"`` names; modules are also looked for in the current folder.
+
+    Args:
+        name: With dots for what is inside of it.
+        what: It should be, for the error.
+
+    Raises:
+        ConfigurationError: There is none of that name.
+    """
     module, _, attribute = name.partition(":")
     if not module or not attribute:
-        raise ConfigurationError(f"a reward is named as 'module:function', not {name!r}.")
+        raise ConfigurationError(f"the {what} is named as 'module:name', not {name!r}.")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
         found: Any = import_module(module)
     except ImportError as error:
-        raise ConfigurationError(f"cannot import the module of the reward {name!r}: {error}.") from error
+        raise ConfigurationError(f"cannot import the module of the {what} {name!r}: {error}.") from error
     for part in attribute.split("."):
         if not hasattr(found, part):
             raise ConfigurationError(f"the module {module!r} has no {attribute!r}.")
         found = getattr(found, part)
-    return as_reward(found)
+    return found

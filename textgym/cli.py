@@ -1,4 +1,4 @@
-"""The command line: ``textgym list``, ``textgym train``, ``textgym evaluate``."""
+"""The command line: ``textgym list``, ``textgym train``, ``textgym evaluate``, ``textgym bench``."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 import textgym
+from textgym.bench_cli import bench_app
 from textgym.errors import ConfigurationError, TextGymError
 from textgym.monitor import EpisodeCounter, Monitor
 
@@ -36,6 +37,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+app.add_typer(bench_app, name="bench")
 STAGE_TITLES = {"base": "base model", "sft": "warm start", "ppo": "PPO"}
 
 Env = Annotated[str, typer.Argument(metavar="ENV", help="The environment's id; `textgym list` shows them.")]
@@ -100,7 +102,7 @@ def train(
     options: Options = None,
 ) -> None:
     """Evaluates a model, warm-starts it on demonstrations, trains it with PPO, and shows what changed."""
-    with _errors_as_lines():
+    with errors_as_lines():
         from textgym.agents.run_settings import Settings
         from textgym.agents.training import Training
 
@@ -158,7 +160,7 @@ def evaluate(
     options: Options = None,
 ) -> None:
     """Plays every sample of a split once, and shows the reward and the task's metrics with 95% intervals."""
-    with _errors_as_lines():
+    with errors_as_lines():
         from textgym.agents.run_settings import Settings
 
         settings = Settings(
@@ -274,6 +276,11 @@ class _Screen(Monitor):
             self.console.print(Text.assemble("  test reward ", _cell(summary["reward"])))
 
 
+def make_screen() -> _Screen:
+    """A screen for a command."""
+    return _Screen()
+
+
 def _console() -> Console:
     """As wide as the terminal; wide enough for a table where the output goes to a file."""
     console = Console()
@@ -281,7 +288,7 @@ def _console() -> Console:
 
 
 @contextmanager
-def _errors_as_lines() -> Iterator[None]:
+def errors_as_lines() -> Iterator[None]:
     """What textgym raises on purpose is one red line and exit code 2."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:

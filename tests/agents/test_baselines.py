@@ -109,6 +109,13 @@ def test_the_best_of_n_is_the_rewards():
     assert best[0].usage == {"tokens": 4}
 
 
+def test_the_best_of_n_takes_the_tasks_own_reward_where_none_is_given():
+    class Longest(Plain):
+        reward = staticmethod(lambda response: float(response == "2"))
+
+    assert [reply.text for reply in BestOfN(Counting(), n=4).act(observations(Longest(), n=1))] == ["2"]
+
+
 def test_the_best_of_n_bears_failures():
     def reward(response):
         if response == "3":

@@ -1,0 +1,112 @@
+"""``textgym bench``: from the command line and from a file."""
+
+import json
+import textwrap
+
+import pytest
+from typer.testing import CliRunner
+
+from textgym.cli import app
+
+COPY = "textgym/Copy-v0"
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(app, ["bench", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return " ".join(result.output.split())
+
+
+@pytest.fixture
+def played(tmp_path):
+    run("--agents", "random,right=reference", "--tasks", COPY, "--episodes", 5, "--seeds", 2, "--out", tmp_path / "a")
+    return tmp_path / "a"
+
+
+def test_agents_are_played_and_the_same_command_goes_on(played):
+    rows = (played / "episodes.jsonl").read_text()
+    assert len(rows.splitlines()) == 20
+    output = run("--agents", "random,right=reference", "--tasks", COPY, "--episodes", 5, "--seeds", 2, "--out", played)
+    assert "0 of 10 episodes to play" in output
+    assert "1.000 [1.00, 1.00]" in output
+    assert (played / "episodes.jsonl").read_text() == rows
+    config = json.loads((played / "config.json").read_text())
+    assert config["tasks"][COPY]["samples"]
+    assert config["versions"]["textgym"]
+
+
+def test_replies_are_scored_anew_and_folders_compared(played, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own_rewards_of_a_test.py").write_text("def length(response):\n    return len(response)\n")
+    output = run("--rescore", played, "--reward", "own_rewards_of_a_test:length")
+    assert "8.000 [8.00, 8.00]" in output
+    assert (played / "rescored" / "own_rewards_of_a_test.length" / "table.md").is_file()
+    assert "no benchmark" in run("--rescore", tmp_path, "--reward", "own_rewards_of_a_test:length", code=2)
+    assert "right, textgym/Copy-v0: +0.000 [0.000, 0.000], p = 1.0000, n = 10" in run("compare", played, played)
+
+
+def test_a_file_sets_up_larger_ones(tmp_path):
+    (tmp_path / "bench.toml").write_text(
+        textwrap.dedent(
+            f"""
+            episodes = 3
+            seeds = 1
+            out = {str(tmp_path / "b")!r}
+
+            [agents]
+            right = "reference"
+
+            [agents.best]
+            type = "best-of-n"
+            n = 2
+            agent = {{type = "model", deterministic = false}}
+
+            [tasks."textgym/Classification-v0"]
+            max_new_tokens = 4
+
+            [tasks."{COPY}"]
+            """
+        )
+    )
+    run("--config", tmp_path / "bench.toml", "--episodes", 2)
+    rows = [json.loads(line) for line in (tmp_path / "b" / "episodes.jsonl").read_text().splitlines()]
+    assert {(row["agent"], row["task"]) for row in rows} == {
+        (agent, task) for agent in ("right", "best") for task in ("textgym/Classification-v0", COPY)
+    }
+    assert len(rows) == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--agents", "random"], "--tasks, --out"),
+        (["--agents", "random", "--tasks", "textgym/Coppy-v0", "--out", "x"], "textgym/Copy-v0"),
+        (["--agents", "./no-such-folder", "--tasks", COPY, "--out", "x"], "no-such-folder"),
+        (["--agents", "no_such_module:agent", "--tasks", COPY, "--out", "x"], "no_such_module"),
+        (["--rescore", "x"], "--reward"),
+        (["--config", "no-such-file.toml"], "no-such-file.toml"),
+        (["compare", "x", "y"], "no benchmark"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    output = run(*arguments, code=2)
+    assert output.startswith("Error: ")
+    assert message in output
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("episodes = ", "cannot read"),
+        ("epochs = 3\nout = 'x'\nagents = ['random']\ntasks = ['textgym/Copy-v0']", "'epochs'"),
+        ("out = 'x'\nagents = 3\ntasks = ['textgym/Copy-v0']", "agents"),
+        ("out = 'x'\ntasks = ['textgym/Copy-v0']\n[agents.a]\ntype = 'modell'", "Did you mean 'model'"),
+        ("out = 'x'\ntasks = ['textgym/Copy-v0']\n[agents.a]\ntype = 'random'\nheat = 3", "heat"),
+    ],
+)
+def test_mistakes_in_a_file_are_one_line(tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bench.toml").write_text(text)
+    assert message in run("--config", "bench.toml", code=2)
