@@ -163,7 +163,7 @@ def test_bad_input_is_one_line(model, tmp_path):
     assert "holds no training run" in error_of("train", "--resume", tmp_path)
     assert "leave out ENV, --seed." in error_of("train", tiny_run.ENV, "--resume", tmp_path, "--seed", 1)
     assert "there is no data file" in error_of("train", tiny_run.ENV, "--model", model, "--data", "no.csv", *out)
-    assert "module:function" in error_of("evaluate", tiny_run.ENV, "--model", model, "--reward", "x")
+    assert "module:name" in error_of("evaluate", tiny_run.ENV, "--model", model, "--reward", "x")
     assert not (tmp_path / "run").exists()
 
 
