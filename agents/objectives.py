@@ -14,9 +14,11 @@ from torch import Tensor
 
 __all__ = [
     "clipped_surrogate",
+    "dpo_loss",
     "group_normalised",
     "leave_one_out",
     "leave_one_out_by_step",
+    "plackett_luce_loss",
     "rewards_to_go",
     "sequence_mean",
 ]
@@ -135,3 +137,44 @@ def sequence_mean(values: Tensor, sequences: Tensor) -> Tensor:
     """
     lengths = torch.bincount(sequences)
     return (values / lengths[sequences]).sum() / len(lengths)
+
+
+def plackett_luce_loss(scores: Tensor) -> Tensor:
+    """The mean negative log-likelihood of rankings, ``-sum_k (s_k - log sum_{l >= k} exp s_l)``.
+
+    For two it is Bradley and Terry's ``-log sigmoid(s_0 - s_1)``.
+
+    Source: Plackett, "The Analysis of Permutations", 1975; Bradley and Terry, 1952.
+
+    Args:
+        scores: (B, K), of each ranking's replies, the best first; minus infinity where there are less than K.
+
+    Returns:
+        A scalar.
+    """
+    there = scores > -torch.inf
+    of_the_rest = scores.flip(-1).logcumsumexp(-1).flip(-1)
+    return torch.where(there, of_the_rest - scores, 0.0).sum(-1).mean()
+
+
+def dpo_loss(
+    chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, beta: float
+) -> tuple[Tensor, Tensor]:
+    """The loss and the implicit rewards' margins of direct preference optimisation.
+
+    ``-log sigmoid(margin)`` where ``margin = beta * (log pi(y_w)/pi_ref(y_w) - log pi(y_l)/pi_ref(y_l))``.
+
+    Source: Rafailov et al., "Direct Preference Optimization", 2023, equation 7 (https://arxiv.org/abs/2305.18290).
+
+    Args:
+        chosen: (B,) log-probabilities of the preferred replies under the policy.
+        rejected: (B,) of the others.
+        reference_chosen: (B,) under the reference.
+        reference_rejected: (B,) under the reference.
+        beta: How strongly the policy is held to the reference.
+
+    Returns:
+        The mean loss, a scalar, and the margins (B,).
+    """
+    margins = beta * ((chosen - reference_chosen) - (rejected - reference_rejected))
+    return -torch.nn.functional.logsigmoid(margins).mean(), margins

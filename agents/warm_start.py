@@ -7,41 +7,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from textgym.agents.completions import Completion
 from textgym.agents.policies import CausalLMPolicy
 from textgym.agents.segments import SegmentGroup, TokenSegments
 from textgym.episode import Sample
 from textgym.errors import ConfigurationError, DataError
 from textgym.token_env import TokenEnv
 
-__all__ = ["Demonstration", "demonstration_loss", "demonstrations", "imitate"]
+__all__ = ["demonstration_loss", "demonstrations", "imitate"]
 
 MAX_GRAD_NORM = 1.0
 WARM_UP_SHARE = 0.1
 POOL = 16  # batches whose examples are sorted by length together
 
 
-@dataclass(frozen=True)
-class Demonstration:
-    """The token stream of an episode in which the agent said what it should.
-
-    Args:
-        input_ids: ``(length,)`` int64.
-        agent_mask: ``(length,)`` bool, the tokens to imitate.
-    """
-
-    input_ids: np.ndarray
-    agent_mask: np.ndarray
-
-
 def demonstrations(
     env: TokenEnv, samples: Iterable[Sample], replies_of: Callable[[Sample], Sequence[str] | None]
-) -> list[Demonstration]:
+) -> list[Completion]:
     """Plays replies through the environment, so that the streams hold exactly the ids that an agent would meet.
 
     Args:
@@ -62,26 +49,26 @@ def demonstrations(
     return [_played(env, index, replies) for index, (_, replies) in enumerate(given)]
 
 
-def _played(env: TokenEnv, index: int, replies: Sequence[str]) -> Demonstration:
+def _played(env: TokenEnv, index: int, replies: Sequence[str]) -> Completion:
     observation, _ = env.reset(seed=index, options={"sample": index})
     for reply in replies:
         observation, _, terminated, _, _ = env.step_turn(env.setting.renderer.reply_ids(reply))
         if terminated:
             break
     length = int(observation["attention_mask"].sum())
-    return Demonstration(observation["input_ids"][:length], observation["agent_mask"][:length].astype(bool))
+    return Completion(observation["input_ids"][:length], observation["agent_mask"][:length].astype(bool))
 
 
 def imitate(
     policy: CausalLMPolicy,
-    examples: Sequence[Demonstration],
+    examples: Sequence[Completion],
     *,
     epochs: int = 3,
     batch_size: int = 32,
     learning_rate: float = 1e-5,
     weight_decay: float = 0.0,
     seed: int = 0,
-    validation: Sequence[Demonstration] = (),
+    validation: Sequence[Completion] = (),
     on_step: Callable[[int, int, float], object] = lambda step, steps, loss: None,
 ) -> list[float]:
     """Minimises the mean negative log-likelihood of the agent's tokens, with AdamW.
@@ -137,7 +124,7 @@ def imitate(
     return losses
 
 
-def demonstration_loss(policy: CausalLMPolicy, examples: Sequence[Demonstration]) -> Tensor:
+def demonstration_loss(policy: CausalLMPolicy, examples: Sequence[Completion]) -> Tensor:
     """The mean negative log-likelihood of the agent's tokens in some demonstrations, in nats; a scalar.
 
     It is that of the model itself, at temperature 1.
@@ -152,7 +139,7 @@ def demonstration_loss(policy: CausalLMPolicy, examples: Sequence[Demonstration]
     return -log_probs.mean()
 
 
-def _segments(examples: Sequence[Demonstration], device: torch.device) -> tuple[TokenSegments, Tensor]:
+def _segments(examples: Sequence[Completion], device: torch.device) -> tuple[TokenSegments, Tensor]:
     """The demonstrations as one right-padded group, and the agent's tokens (N,) in it."""
     ids = np.zeros((len(examples), max(len(example.input_ids) for example in examples)), np.int64)
     mask = np.zeros(ids.shape, dtype=bool)
@@ -182,7 +169,7 @@ def _learning_rate_factor(step: int, n_steps: int) -> float:
 class _Best:
     """The weights with the lowest loss on some demonstrations so far; the first ones until there is a finite loss."""
 
-    def __init__(self, policy: CausalLMPolicy, examples: Sequence[Demonstration]) -> None:
+    def __init__(self, policy: CausalLMPolicy, examples: Sequence[Completion]) -> None:
         self.policy, self.examples = policy, examples
         self.loss = float("inf")
         self.weights = self._weights_now() if examples else {}

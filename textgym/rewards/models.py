@@ -99,12 +99,12 @@ class RewardModel(Reward):
 
     def score(self, episodes: Sequence[Episode]) -> list[Score]:
         """The class's score of each text; a text that cannot be read fails alone."""
-        rows = [self._ids(episode) for episode in episodes]
+        rows = [self.ids(episode) for episode in episodes]
         readable = {i: row for i, row in enumerate(rows) if isinstance(row, list)}
         values = _in_batches(readable, self.batch_size, self._values)
         return [row if isinstance(row, Score) else Score(values[i]) for i, row in enumerate(rows)]
 
-    def _ids(self, episode: Episode) -> list[int] | Score:
+    def ids(self, episode: Episode) -> list[int] | Score:
         """The text's ids, shortened where needed; the failed score of a text that cannot be shortened enough."""
         if self.template is None:
             messages, response = _messages_and_response(episode)

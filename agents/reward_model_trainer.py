@@ -1,0 +1,204 @@
+"""A reward model trained on preferences, over transformers' Trainer."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, Trainer, TrainingArguments
+
+from textgym.agents.objectives import plackett_luce_loss
+from textgym.agents.policies import builtin_model_path
+from textgym.agents.preferences import Preference
+from textgym.errors import ConfigurationError, DataError
+from textgym.rendering import load_tokenizer
+from textgym.rewards import RewardModel
+from textgym.rewards.models import Template
+
+__all__ = ["RewardModelTrainer", "calibration_error", "preference_report"]
+
+N_BINS = 10
+
+
+class RewardModelTrainer(Trainer):
+    """Trains a model to give the better reply the higher score.
+
+    It is transformers' ``Trainer``: ``train()``, ``evaluate()``, ``save_model(folder)``, checkpoints, reporters and
+    several processes are its own. Rankings, pairs among them, are learned by Plackett and Luce's likelihood (of a pair
+    Bradley and Terry's); ratings that are all 0 or 1 by their cross entropy, other ratings by their squared error.
+    ``evaluate()`` reports what :func:`preference_report` says.
+
+    Args:
+        model: A name, path or language model, to which a new head of one score is given; the built-in one where None.
+            A sequence-classification model of one class is used as it is.
+        args: transformers' ``TrainingArguments``.
+        train_dataset: Preferences, all of one kind.
+        eval_dataset: Likewise, for ``evaluate()``.
+        tokenizer: The model's; None: the one of its name or path.
+        template: As in :class:`textgym.rewards.RewardModel`.
+        max_length: Likewise.
+        **kwargs: Of ``Trainer``.
+
+    Raises:
+        DataError: The preferences are of several kinds, or one of them cannot be read.
+        ConfigurationError: The model has several classes.
+    """
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | None = None,
+        args: TrainingArguments | None = None,
+        train_dataset: Sequence[Preference] | None = None,
+        eval_dataset: Sequence[Preference] | None = None,
+        *,
+        tokenizer: Any = None,
+        template: Template | None = None,
+        max_length: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        source = builtin_model_path() if model is None else model
+        self.tokenizer = load_tokenizer(source if tokenizer is None else tokenizer)  # type: ignore[arg-type]  # says so
+        preferences = [*(train_dataset or ()), *(eval_dataset or ())]
+        self.kind = _kind(preferences)
+        self._most_replies = max((len(preference.replies) for preference in preferences), default=1)
+        self.reward = RewardModel(
+            _classifier(source, self.tokenizer), self.tokenizer, template, max_length=max_length, truncate=True
+        )
+        super().__init__(
+            model=self.reward.model,
+            args=args,
+            train_dataset=None if train_dataset is None else self._examples(train_dataset),  # type: ignore[arg-type]
+            eval_dataset=None if eval_dataset is None else self._examples(eval_dataset),  # type: ignore[arg-type]
+            data_collator=self._collate,
+            processing_class=self.tokenizer,
+            compute_metrics=self._report,
+            **kwargs,
+        )
+        self.label_names = ["ratings"]
+        self.model_accepts_loss_kwargs = False  # the loss is a mean over preferences
+
+    def _examples(self, preferences: Sequence[Preference]) -> list[tuple[list[list[int]], float]]:
+        """The texts' ids, as the reward model would read them, and the rating (NaN where there is none)."""
+        return [
+            ([self._ids(preference, i) for i in range(len(preference.replies))],
+             float("nan") if preference.rating is None else preference.rating)
+            for preference in preferences
+        ]  # fmt: skip
+
+    def _ids(self, preference: Preference, i: int) -> list[int]:
+        ids = self.reward.ids(preference.episodes()[i])
+        if not isinstance(ids, list):
+            raise DataError(f"sample {preference.sample.id!r}: {ids.status}")
+        return ids
+
+    def _collate(self, examples: Sequence[tuple[list[list[int]], float]]) -> dict[str, Tensor]:
+        """All texts of the batch in one array; ``places`` (B, K) says which of them are each preference's, -1 none."""
+        texts = [ids for all_ids, _ in examples for ids in all_ids]
+        width = max(map(len, texts))
+        pad = self.reward.model.config.pad_token_id
+        input_ids = np.full((len(texts), width), pad)
+        attention_mask = np.zeros((len(texts), width), np.int64)
+        for row, ids in enumerate(texts):
+            input_ids[row, : len(ids)] = ids
+            attention_mask[row, : len(ids)] = 1
+        places, start = np.full((len(examples), self._most_replies), -1), 0
+        for row, (all_ids, _) in enumerate(examples):
+            places[row, : len(all_ids)] = np.arange(start, start + len(all_ids))
+            start += len(all_ids)
+        ratings = np.array([rating for _, rating in examples], np.float32)
+        arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "places": places, "ratings": ratings}
+        return {name: torch.as_tensor(array) for name, array in arrays.items()}
+
+    def compute_loss(  # type: ignore[override]
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The mean loss of a batch of preferences; their scores (B, K), minus infinity where there is none."""
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits[:, 0].float()
+        places, ratings = inputs["places"], inputs["ratings"]
+        scores = logits[places.clamp_min(0)].masked_fill(places < 0, -torch.inf)
+        if self.kind == "ranking":
+            loss = plackett_luce_loss(scores)
+        elif self.kind == "binary":
+            loss = nn.functional.binary_cross_entropy_with_logits(scores[:, 0], ratings)
+        else:
+            loss = nn.functional.mse_loss(scores[:, 0], ratings)
+        return (loss, {"scores": scores}) if return_outputs else loss
+
+    def _report(self, prediction: Any) -> dict[str, float]:
+        return preference_report(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), self.kind)
+
+
+def preference_report(scores: np.ndarray, ratings: np.ndarray, kind: str) -> dict[str, float]:
+    """How well scores agree with preferences.
+
+    Args:
+        scores: (B, K), the preferred first; minus infinity where there is none.
+        ratings: (B,).
+        kind: ``"ranking"``, ``"binary"`` or ``"regression"``.
+
+    Returns:
+        ``accuracy``: the share of neighbouring pairs, or of ratings of 0 or 1, told rightly (a tie is half right).
+        ``calibration_error``: between the probability that the model gives to the better reply, or to 1, and how often
+        it is right. ``margin/q10`` to ``margin/q90``: quantiles of the margins of pairs, or of the scores, those of
+        ratings of 0 negated. For regression ``mean_squared_error`` and ``correlation``.
+    """
+    if kind == "regression":
+        error = float(np.mean((scores[:, 0] - ratings) ** 2))
+        return {"mean_squared_error": error, "correlation": float(np.corrcoef(scores[:, 0], ratings)[0, 1])}
+    if kind == "binary":
+        margins = np.where(ratings > 0.5, scores[:, 0], -scores[:, 0])
+        probabilities, truths = 1 / (1 + np.exp(-scores[:, 0])), ratings > 0.5
+    else:
+        better, worse = scores[:, :-1], scores[:, 1:]
+        margins = better[np.isfinite(worse)] - worse[np.isfinite(worse)]
+        probabilities = 1 / (1 + np.exp(-np.abs(margins)))  # of the reply that the model prefers
+        truths = margins > 0
+    quantiles = {f"margin/q{q}": float(np.quantile(margins, q / 100)) for q in (10, 50, 90)}
+    accuracy = float(np.mean(np.where(margins == 0, 0.5, margins > 0)))
+    return {"accuracy": accuracy, "calibration_error": calibration_error(probabilities, truths), **quantiles}
+
+
+def calibration_error(probabilities: np.ndarray, truths: np.ndarray) -> float:
+    """The expected calibration error: how far probabilities are from the shares that come true, over ten bins.
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks", 2017, equation 3 (https://arxiv.org/abs/1706.04599).
+
+    Args:
+        probabilities: (N,) from 0 to 1.
+        truths: (N,) bool.
+    """
+    bins = np.minimum((probabilities * N_BINS).astype(int), N_BINS - 1)
+    gaps = [abs(probabilities[bins == b].sum() - truths[bins == b].sum()) for b in range(N_BINS)]
+    return float(sum(gaps) / len(probabilities))
+
+
+def _kind(preferences: Sequence[Preference]) -> str:
+    ratings = [preference.rating for preference in preferences]
+    given = [rating for rating in ratings if rating is not None]
+    if given and len(given) < len(ratings):
+        raise DataError(f"{len(given)} of {len(ratings)} preferences are ratings, the others rankings; give one kind.")
+    if not given:
+        return "ranking"
+    return "binary" if set(given) <= {0.0, 1.0} else "regression"
+
+
+def _classifier(source: str | PreTrainedModel, tokenizer: Any) -> PreTrainedModel:
+    """The model with a head of one score."""
+    if isinstance(source, str):
+        classifier = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, dtype=torch.float32)
+    elif source.get_output_embeddings() is None:
+        classifier = source
+    else:
+        config = copy.deepcopy(source.config)
+        config.num_labels = 1
+        classifier = AutoModelForSequenceClassification.from_config(config)
+        classifier.base_model.load_state_dict(source.base_model.state_dict())
+    if classifier.config.num_labels != 1:
+        raise ConfigurationError(f"a reward model has one score, not {classifier.config.num_labels} classes.")
+    if classifier.config.pad_token_id is None:
+        classifier.config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    return classifier

@@ -1,0 +1,305 @@
+"""Learning from data: SFT, DPO and reward models; their losses against what the papers say, computed apart."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from shared_data import shared_data
+from transformers import TrainingArguments
+
+import textgym
+from textgym import Sample
+from textgym.agents.completions import IGNORED, collate, complete, sequence_log_probs
+from textgym.agents.dpo import DPO
+from textgym.agents.objectives import dpo_loss, plackett_luce_loss
+from textgym.agents.preferences import Preference, load_preferences
+from textgym.agents.reward_model_trainer import RewardModelTrainer, calibration_error, preference_report
+from textgym.agents.sft import SFT
+from textgym.errors import ConfigurationError, DataError
+from textgym.rendering import Renderer
+
+PAIRS = [Preference(Sample(str(i), f"{i} or {i + 1}?"), (f" {i}", f" {i + 1}")) for i in range(12)]
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    def make(**kwargs):
+        settings = {"per_device_train_batch_size": 4, "num_train_epochs": 3, "learning_rate": 3e-3, "use_cpu": True}
+        settings |= {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1, "seed": 0}
+        return TrainingArguments(str(tmp_path / "out"), **settings | kwargs)
+
+    return make
+
+
+@pytest.fixture
+def model(tokenizer):
+    config = transformers.LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+    )
+    torch.manual_seed(0)
+    return transformers.LlamaForCausalLM(config)
+
+
+# ----------------------------------------------------------------- objectives
+
+
+def test_the_dpo_loss_is_equation_7():
+    rng = np.random.default_rng(0)
+    probabilities = rng.uniform(0.001, 0.9, (4, 6))  # of y_w and y_l under the policy, and under the reference
+    expected = []
+    for won, lost, reference_won, reference_lost in probabilities.T:
+        inner = 0.3 * math.log(won / reference_won) - 0.3 * math.log(lost / reference_lost)
+        expected.append(-math.log(1 / (1 + math.exp(-inner))))
+    loss, margins = dpo_loss(*torch.tensor(probabilities).log(), 0.3)
+    assert loss.item() == pytest.approx(np.mean(expected), rel=1e-9)
+    assert margins.numpy() == pytest.approx(-np.log(np.expm1(np.array(expected))), rel=1e-6)
+
+
+def test_rankings_have_the_likelihood_of_drawing_them_one_by_one():
+    scores = np.array([[0.3, -1.0, 2.0], [1.5, 0.2, -np.inf]])
+    expected = []
+    for row in scores:
+        weights = np.exp(row[np.isfinite(row)])
+        expected.append(-sum(math.log(weights[k] / weights[k:].sum()) for k in range(len(weights))))
+    assert plackett_luce_loss(torch.tensor(scores)).item() == pytest.approx(np.mean(expected), rel=1e-9)
+
+
+def test_a_ranking_of_two_is_bradley_and_terrys():
+    scores = torch.tensor([[0.4, -0.3], [-1.0, 2.0]], requires_grad=True)
+    loss = plackett_luce_loss(scores)
+    assert loss.item() == pytest.approx(-torch.sigmoid(scores[:, 0] - scores[:, 1]).log().mean().item(), rel=1e-6)
+    padded = torch.cat([scores, torch.full((2, 3), -torch.inf)], -1)
+    assert plackett_luce_loss(padded).item() == pytest.approx(loss.item())
+    plackett_luce_loss(padded).backward()
+    assert torch.isfinite(scores.grad).all()
+
+
+def test_log_probabilities_are_of_the_completion_alone(tokenizer, model):
+    streams = [complete(Renderer(tokenizer), Sample("a", "The capital of"), reply) for reply in (" Japan is", " X")]
+    batch = collate(streams)
+    found = sequence_log_probs(model(batch["input_ids"], batch["attention_mask"]).logits, batch["labels"])
+    for stream, value in zip(streams, found, strict=True):
+        log_probs = model(torch.as_tensor(stream.input_ids)[None]).logits[0].log_softmax(-1)
+        places = np.flatnonzero(stream.agent_mask)
+        expected = sum(log_probs[place - 1, stream.input_ids[place]].item() for place in places)
+        assert value.item() == pytest.approx(expected, abs=1e-4)
+    assert (batch["labels"] == IGNORED).sum() > 0
+    assert streams[0].input_ids[-1] == tokenizer.eos_token_id
+
+
+# ------------------------------------------------------------------- training
+
+
+def test_sft_learns_completions_and_not_prompts(arguments, model, tokenizer):
+    samples = [Sample(str(i), f"Question {i}?", (" All is well.",)) for i in range(8)]
+    settings = arguments(num_train_epochs=40, learning_rate=1e-2)
+    trainer = SFT(model, settings, samples, samples[:2], tokenizer=tokenizer)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < 0.1 < before
+    stream = complete(Renderer(tokenizer), samples[3], " All is well.")
+    logits = trainer.model(torch.as_tensor(stream.input_ids)[None]).logits[0]
+    places = np.flatnonzero(stream.agent_mask)
+    assert (logits[places - 1].argmax(-1).numpy() == stream.input_ids[places]).all()
+    of_the_prompt = logits[:3].log_softmax(-1).gather(-1, torch.as_tensor(stream.input_ids[1:4])[:, None])
+    assert of_the_prompt.mean() < -3
+
+
+def test_sft_goes_on_from_a_checkpoint_and_saves_a_transformers_folder(arguments, model, tokenizer, tmp_path):
+    samples = [Sample(str(i), f"Question {i}?", (f" Answer {i}",)) for i in range(8)]
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    whole = SFT(model, arguments(save_strategy="epoch"), samples, tokenizer=tokenizer)
+    whole.train()
+    whole.save_model(tmp_path / "whole")
+    checkpoint = sorted((tmp_path / "out").glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)[0]
+    model.load_state_dict(start)
+    again = SFT(model, arguments(save_strategy="no"), samples, tokenizer=tokenizer)
+    again.train(resume_from_checkpoint=str(checkpoint))
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    for name, value in again.model.state_dict().items():
+        torch.testing.assert_close(value, loaded.state_dict()[name], atol=1e-6, rtol=1e-5)
+    with pytest.raises(DataError, match="no reference"):
+        SFT(model, arguments(), [Sample("a", "b")], tokenizer=tokenizer)
+
+
+def test_dpo_prefers_what_is_preferred(arguments, model, tokenizer):
+    trainer = DPO(model, arguments(num_train_epochs=12), PAIRS[:8], PAIRS[:4], tokenizer=tokenizer, beta=0.5)
+    first = trainer.evaluate()
+    assert first["eval_loss"] == pytest.approx(math.log(2), abs=1e-5)  # the policy is the reference
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "rewards/accuracy" in entry]
+    assert logged[0]["rewards/margin"] == pytest.approx(0, abs=1e-5)
+    assert logged[-1]["rewards/accuracy"] == 1.0
+    difference = logged[-1]["rewards/chosen"] - logged[-1]["rewards/rejected"]
+    assert difference == pytest.approx(logged[-1]["rewards/margin"], abs=1e-4)
+    last = trainer.evaluate()
+    assert last["eval_loss"] < 0.6
+    assert "eval_rewards/accuracy" in trainer.state.log_history[-1]
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks for it
+def test_dpo_with_an_adapter_has_the_model_without_it_for_reference(arguments, model, tokenizer, tmp_path):
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    settings = arguments(num_train_epochs=8, learning_rate=1e-2)
+    trainer = DPO(model, settings, PAIRS, tokenizer=tokenizer, peft_config=config)
+    assert trainer.reference is None
+    trainer.train()
+    assert trainer.state.log_history[-2]["rewards/accuracy"] > 0.7
+    base = trainer.model.get_base_model().state_dict()
+    for name, value in before.items():
+        torch.testing.assert_close(base.get(name, base.get(name.replace("_proj.", "_proj.base_layer."))), value)
+    trainer.save_model(tmp_path / "adapter")
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "adapter" / "model.safetensors").exists()
+
+
+def test_ratings_are_refused_where_pairs_are_wanted(arguments, model, tokenizer):
+    with pytest.raises(DataError, match="rating"):
+        DPO(model, arguments(), [Preference(Sample("a", "b"), ("c",), 1.0)], tokenizer=tokenizer)
+    with pytest.raises(ConfigurationError, match="beta"):
+        DPO(model, arguments(), PAIRS, tokenizer=tokenizer, beta=0.0)
+
+
+RANKINGS = [Preference(Sample(str(i), f"{i}:"), (" good good", " good", " bad")[: 2 + i % 2]) for i in range(12)]
+BINARY = [Preference(Sample(str(i), f"{i}:"), (" good" if i % 2 else " bad",), float(i % 2)) for i in range(16)]
+STARS = [Preference(Sample(str(i), f"{i}:"), (" good" * (i % 4) + " so",), float(i % 4)) for i in range(16)]
+
+
+@pytest.mark.parametrize(
+    ("preferences", "kind", "better", "worse"),
+    [
+        (RANKINGS, "ranking", " good good", " bad"),
+        (BINARY, "binary", " good", " bad"),
+        (STARS, "regression", " good good good so", " so"),
+    ],
+)
+def test_a_reward_model_scores_as_it_was_shown(arguments, model, tokenizer, preferences, kind, better, worse):
+    settings = arguments(num_train_epochs=15)
+    trainer = RewardModelTrainer(model, settings, preferences, preferences[-4:], tokenizer=tokenizer)
+    assert trainer.kind == kind
+    trainer.train()
+    report = trainer.evaluate()
+    if kind == "regression":
+        assert report["eval_correlation"] > 0.9
+    else:
+        assert report["eval_accuracy"] == 1.0
+        assert report["eval_margin/q10"] <= report["eval_margin/q50"] <= report["eval_margin/q90"]
+        assert 0 <= report["eval_calibration_error"] < 0.5
+    episodes = Preference(Sample("new", "50:"), (better, worse)).episodes()
+    good, bad = trainer.reward.score(episodes)
+    assert good.value > bad.value
+
+
+def test_the_loss_is_that_of_the_reward_models_own_scores(arguments, model, tokenizer):
+    trainer = RewardModelTrainer(model, arguments(), RANKINGS, tokenizer=tokenizer)
+    batch = trainer._collate([trainer.train_dataset[i] for i in (0, 1, 2)])
+    trainer.model.eval()
+    loss = trainer.compute_loss(trainer.model, batch).item()
+    expected = []
+    for ranking in RANKINGS[:3]:
+        weights = np.exp([score.value for score in trainer.reward.score(ranking.episodes())])
+        expected.append(-sum(math.log(weights[k] / weights[k:].sum()) for k in range(len(weights))))
+    assert loss == pytest.approx(np.mean(expected), abs=1e-5)
+
+
+def test_a_trained_reward_model_rewards_in_any_environment(arguments, model, tokenizer, tmp_path):
+    trainer = RewardModelTrainer(model, arguments(num_train_epochs=15), BINARY, tokenizer=tokenizer)
+    trainer.train()
+    trainer.save_model(tmp_path / "rm")
+    reward = textgym.rewards.RewardModel(str(tmp_path / "rm"))
+    talk = textgym.make("textgym/Copy-v0", level="turn", reward=reward)
+    values = {}
+    for reply in (" good", " bad"):
+        talk.reset(seed=0)
+        values[reply] = talk.step(reply)[1]
+    assert values[" good"] > values[" bad"]
+
+
+def test_several_kinds_and_several_classes_are_refused(arguments, model, tokenizer):
+    with pytest.raises(DataError, match="one kind"):
+        RewardModelTrainer(model, arguments(), [*BINARY, *RANKINGS], tokenizer=tokenizer)
+    classes = transformers.LlamaForSequenceClassification(
+        transformers.LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=3,
+            intermediate_size=16, pad_token_id=0,
+        )
+    )  # fmt: skip
+    with pytest.raises(ConfigurationError, match="3 classes"):
+        RewardModelTrainer(classes, arguments(), BINARY, tokenizer=tokenizer)
+
+
+def test_reports_are_worked_numbers():
+    scores = np.array([[2.0, 1.0, 3.0], [0.5, 0.5, -np.inf]])
+    report = preference_report(scores, np.full(2, np.nan), "ranking")
+    assert report["accuracy"] == pytest.approx((1 + 0 + 0.5) / 3)
+    assert report["margin/q50"] == 0.0
+    binary = preference_report(np.array([[2.0], [-1.0], [0.5]]), np.array([1.0, 0.0, 0.0]), "binary")
+    assert binary["accuracy"] == pytest.approx(2 / 3)
+    assert binary["margin/q50"] == 1.0
+    assert calibration_error(np.array([0.85, 0.85, 0.25]), np.array([True, False, False])) == pytest.approx(
+        (abs(1.7 - 1) + 0.25) / 3
+    )
+
+
+# ----------------------------------------------------------------------- data
+
+
+def test_files_of_every_kind_are_read(tmp_path):
+    rows = {
+        "pairs": {"prompt": "p", "chosen": "a", "rejected": "b"},
+        "edits": {"prompt": "p", "original": "b", "edited": "a"},
+        "ranks": {"prompt": "p", "responses": ["a", "b", "c"]},
+        "rated": {"prompt": "p", "response": "a", "rating": "3"},
+    }
+    found = {}
+    for name, row in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+        (preference,) = (p for split in load_preferences(tmp_path / f"{name}.jsonl").values() for p in split)
+        found[name] = preference.replies, preference.rating
+    assert found == {
+        "pairs": (("a", "b"), None),
+        "edits": (("a", "b"), None),
+        "ranks": (("a", "b", "c"), None),
+        "rated": (("a",), 3.0),
+    }
+    renamed = [{"question": "p", "better": "a", "worse": "b"}]
+    columns = {"prompt": "question", "chosen": "better", "rejected": "worse"}
+    assert [p.replies for split in load_preferences(renamed, columns).values() for p in split] == [("a", "b")]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "p", "chosen": "a"}, "neither chosen and rejected"),
+        ({"prompt": "p", "chosen": "a", "rejected": 3}, "a reply is a text, not 3"),
+        ({"prompt": "p", "response": "a", "rating": "good"}, "a rating is a number, not 'good'"),
+        ({"prompt": "p", "response": "a", "rating": float("nan")}, "a rating is a number"),
+        ({"prompt": "p", "responses": ["a"]}, "neither"),
+    ],
+)
+def test_rows_of_no_kind_are_refused(row, message):
+    with pytest.raises(DataError, match=message):
+        load_preferences([row])
+    with pytest.raises(DataError, match="no layout 'nothing'"):
+        load_preferences([row], "nothing")
+
+
+@pytest.mark.parametrize(
+    ("file", "layout", "n"),
+    [
+        ("taskmaster_reward/TM-3-2020.jsonl", "taskmaster", 565),
+        ("taskmaster_reward/TM-4-2024.jsonl", "taskmaster", 305),
+        ("sentence_polarity/sentence_polarity.jsonl", "sentence_polarity", 10_662),
+    ],
+)
+def test_real_preferences_are_read(file, layout, n):
+    splits = load_preferences(shared_data(file), layout)
+    preferences = [preference for split in splits.values() for preference in split]
+    assert len(preferences) == n
+    assert {preference.rating for preference in preferences} == {0.0, 1.0}
+    assert set(splits) == {"train", "validation", "test"}
