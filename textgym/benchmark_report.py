@@ -12,7 +12,7 @@ from textgym.comparison import clustered_mean, normalised, paired_difference
 from textgym.evaluation import Estimate
 from textgym.plotting import headline
 
-__all__ = ["RANDOM", "REFERENCE", "Row", "Summary", "difference", "markdown", "summarise_rows"]
+__all__ = ["RANDOM", "REFERENCE", "Row", "Summary", "difference", "markdown", "short_name", "summarise_rows"]
 
 RANDOM, REFERENCE = "random", "reference"
 """The agents whose rewards are 0 and 1 on the normalised scale."""
@@ -106,17 +106,17 @@ def difference(first: Sequence[Row], second: Sequence[Row]) -> Estimate | None:
 def markdown(summary: Summary) -> str:
     """Rewards and main metrics, tasks by agents, with 95% intervals; what failed and why."""
     figures, main = summary["agents"], summary["main_metrics"]
-    parts = [_table("reward", {task: _short(task) for task in main}, figures, "reward", summary["normalised"])]
-    titles = {task: f"{_short(task)}: {metric}" for task, metric in main.items() if metric is not None}
+    parts = [_table("reward", {task: short_name(task) for task in main}, figures, "reward", summary["normalised"])]
+    titles = {task: f"{short_name(task)}: {metric}" for task, metric in main.items() if metric is not None}
     if titles:
         parts.append(_table("main metric", titles, figures, "metric"))
     lines = [
-        f"{_short(task)}: {' less '.join(figures)} {_cell(estimate)}, p = {estimate['p']:.4f}"
+        f"{short_name(task)}: {' less '.join(figures)} {_cell(estimate)}, p = {estimate['p']:.4f}"
         for task, estimate in summary.get("differences", {}).items()
         if estimate is not None
     ]
     lines += [
-        f"{agent}, {_short(task)}: {count} of {of_task['episodes']} episodes failed: {_code(reason)}"
+        f"{agent}, {short_name(task)}: {count} of {of_task['episodes']} episodes failed: {_code(reason)}"
         for agent, by_task in figures.items()
         for task, of_task in by_task.items()
         for reason, count in of_task["reasons"].items()
@@ -138,7 +138,8 @@ def _table(
     return "".join(f"| {' | '.join(map(_escaped, line))} |\n" for line in lines)
 
 
-def _short(task: str) -> str:
+def short_name(task: str) -> str:
+    """``Math`` of ``textgym/Math-v0``."""
     return task.rpartition("/")[2].rpartition("-")[0] or task
 
 

@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from textgym.agent import Agent, Conversation, Observation, Reply, go_on
+from textgym.benchmark_plots import plot_benchmark
 from textgym.benchmark_report import RANDOM, REFERENCE, Row, Summary, difference, markdown, summarise_rows
 from textgym.episode import Turn
 from textgym.errors import ConfigurationError
@@ -21,7 +22,7 @@ from textgym.hashing import hashed_id
 from textgym.monitor import Monitor
 from textgym.registration import make
 from textgym.rewards.core import RewardLike
-from textgym.run_folder import CONFIG, RunFolder, versions
+from textgym.run_folder import CONFIG, VALIDATION, RunFolder, versions
 from textgym.setting import Setting
 from textgym.text_env import TextEnv
 
@@ -96,7 +97,8 @@ def benchmark(
     """Plays every agent on every task, and writes what came of it into a folder.
 
     The same call again goes on where the last one stopped, however it stopped; what is there is not played again.
-    ``episodes.jsonl`` gets a row for each episode as it ends, ``summary.json`` and ``table.md`` the figures.
+    ``episodes.jsonl`` gets a row for each episode as it ends, ``summary.json`` and ``table.md`` the figures; the
+    pictures are those of :func:`textgym.benchmark_plots.plot_benchmark`.
 
     Args:
         agents: By name. An agent is anything with ``act(observations) -> replies``, see :mod:`textgym.agent`. Those
@@ -125,7 +127,7 @@ def benchmark(
         monitor.stage(f"{name}, {task}", f"{len(missing)} of {len(places)} episodes to play")
         played = _play(plan.settings[task], agent, missing, batch)
         _append(folder, _counted(({"agent": name, "task": task, **row} for row in played), monitor, len(missing)))
-    return _finish(folder, plan, list(agents))
+    return _finish(folder, plan, list(agents), _training_runs(agents))
 
 
 def _open(path: Path, plan: Benchmark, agents: Mapping[str, Agent]) -> RunFolder:
@@ -217,13 +219,26 @@ def _counted(rows: Iterable[Row], monitor: Monitor, total: int) -> Iterator[Row]
         yield row
 
 
-def _finish(folder: RunFolder, plan: Benchmark, agents: Sequence[str]) -> Summary:
+def _finish(
+    folder: RunFolder, plan: Benchmark, agents: Sequence[str], runs: Mapping[str, Mapping[str, Path]] | None = None
+) -> Summary:
     rows = sorted(folder.read_lines(EPISODES), key=_key)
     preferred = {id: setting.task.headline_metrics for id, setting in plan.settings.items()}
     summary = summarise_rows(rows, agents, preferred)
     folder.write_json(SUMMARY, summary)
     folder.replace(TABLE, lambda path: path.write_text(markdown(summary), encoding="utf-8"))
+    plot_benchmark(folder, summary, rows, runs or {})
     return summary
+
+
+def _training_runs(agents: Mapping[str, Agent]) -> dict[str, dict[str, Path]]:
+    """By agent and task the folder of the training run that the agent's model lies in, where it lies in one."""
+    found: dict[str, dict[str, Path]] = {}
+    for name, agent in agents.items():
+        folder = RunFolder(Path(str(getattr(agent, "name", ""))).parent)
+        if (folder / VALIDATION).is_file() and (folder / CONFIG).is_file():
+            found[name] = {str(folder.config.get("env")): folder.path}
+    return found
 
 
 # --------------------------------------------------------------- afterwards

@@ -115,6 +115,30 @@ def test_two_agents_have_a_paired_difference(tmp_path):
     assert "right less even 0.500" in (tmp_path / TABLE).read_text()
 
 
+def test_pictures_are_drawn_of_what_there_is(tmp_path):
+    agents = {"even": Even(), "right": Right()}
+    benchmark(agents, ["demo/Sums-v0"], out=tmp_path / "sums", seeds=1)
+    assert {path.name for path in (tmp_path / "sums").glob("*.png")} == {"rewards.png", "lengths.png"}
+    textgym.register("demo/Unsure-v0", task=Unsure)
+    even = Even()
+    even.name = str(tmp_path / "run" / "agent")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"env": "demo/Unsure-v0"}')
+    row = {"timesteps": 0, "metrics": {"reward": {"value": 0.5}}}
+    (tmp_path / "run" / "validation.jsonl").write_text(json.dumps(row) + "\n")
+    benchmark({"even": even, "right": Right()}, ["demo/Unsure-v0"], out=tmp_path / "unsure", seeds=1)
+    names = {"rewards.png", "lengths.png", "coverage.png", "curves.png"}
+    assert {path.name for path in (tmp_path / "unsure").glob("*.png")} == names
+
+
+class Unsure(Sums):
+    """An even answer is an abstention."""
+
+    def metrics(self, episodes):
+        abstained = [int(e.response) % 2 == 0 for e in episodes]
+        return {"accuracy": super().metrics(episodes)["right"], "abstention_rate": sum(abstained) / len(abstained)}
+
+
 class Failing:
     """Raises, answers with nonsense, fails by itself, and is right, by sample."""
 
