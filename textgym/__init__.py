@@ -13,6 +13,7 @@ from textgym.token_env import TokenEnv
 from textgym.vector_env import TokenVectorEnv
 
 if TYPE_CHECKING:
+    from textgym.benchmarking import benchmark
     from textgym.checking import check_env
     from textgym.sb3 import sb3_vec_env
 
@@ -29,6 +30,7 @@ __all__ = [
     "TokenEnv",
     "TokenVectorEnv",
     "Turn",
+    "benchmark",
     "check_env",
     "load_samples",
     "make",
@@ -39,7 +41,11 @@ __all__ = [
     "sb3_vec_env",
 ]
 
-_LAZY = {"check_env": "textgym.checking", "sb3_vec_env": "textgym.sb3"}  # these import torch (PEP 562)
+_LAZY = {  # these import torch or matplotlib (PEP 562)
+    "benchmark": "textgym.benchmarking",
+    "check_env": "textgym.checking",
+    "sb3_vec_env": "textgym.sb3",
+}
 
 
 def __getattr__(name: str) -> Any:
