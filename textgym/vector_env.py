@@ -243,7 +243,7 @@ class _SharedDraws:
 
     def restart(self, seed: int | None = None) -> None:
         if seed is not None or self.rng is None:
-            self.rng, _ = seeding.np_random(seed)
+            self.rng, _ = seeding.np_random(None if seed is None else int(seed))
         self.drawn: list[tuple[int, int]] = []
         self.n_taken = [0] * self.size
 
