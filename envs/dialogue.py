@@ -173,7 +173,7 @@ class Dialogue(BuiltinTask):
     reward = BookingReward()
     stop = ("\n",)
     max_new_tokens = 32
-    recipe = MappingProxyType({**COMMON, "total_timesteps": 60_000, "warm_start.epochs": 4})
+    recipe = MappingProxyType({**COMMON, "total_timesteps": 120_000, "warm_start.epochs": 4})
     headline_metrics = ("goal_completion", "turns", "contradictions", "repeated_questions")
 
     def __init__(self, data: Source | None = None, columns: Columns | str | None = None) -> None:
