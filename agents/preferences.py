@@ -10,6 +10,7 @@ from typing import Any
 from textgym.data import Columns, Layout, Source, load_samples
 from textgym.episode import Episode, Sample, Turn
 from textgym.errors import DataError
+from textgym.hashing import hashed_id
 
 __all__ = ["LAYOUTS", "Preference", "load_preferences"]
 
@@ -98,7 +99,8 @@ def _taskmaster_rows(row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 
 
 def _polarity_rows(row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    return [{"prompt": "A review:", "response": f" {row['text'].strip()}", "rating": row["label"]}]
+    text = row["text"].strip()  # whose hash divides them, since the prompt is always the same
+    return [{"id": hashed_id(text), "prompt": "A review:", "response": f" {text}", "rating": row["label"]}]
 
 
 LAYOUTS: Mapping[str, Layout] = MappingProxyType(

@@ -84,10 +84,10 @@ def _benchmark(settings: dict[str, Any], screen: Any) -> Path:
     unknown = settings.keys() - {*DEFAULTS, "agents", "tasks", "out"}
     if unknown:
         raise ConfigurationError(f"there is no setting {', '.join(map(repr, sorted(unknown)))} of a benchmark.")
-    from textgym.agents.agent_specs import make_agent
     from textgym.benchmarking import benchmark
+    from textgym.cli import agent_of
 
-    agents = {name: make_agent(spec) for name, spec in _specs(settings.pop("agents")).items()}
+    agents = {name: agent_of(spec) for name, spec in _specs(settings.pop("agents")).items()}
     folder = Path(settings.pop("out"))
     with screen:
         benchmark(agents, out=folder, monitor=screen, **settings)
@@ -97,12 +97,12 @@ def _benchmark(settings: dict[str, Any], screen: Any) -> Path:
 def _rescore(folder: Path, reward: str | None, screen: Any) -> Path:
     if reward is None:
         raise ConfigurationError("--rescore needs the new reward: --reward module:function.")
-    from textgym.agents.run_settings import load_reward
     from textgym.benchmarking import rescore
+    from textgym.cli import reward_of
 
     name = reward.replace(":", ".")
     with screen:
-        rescore(folder, load_reward(reward), name, screen)
+        rescore(folder, reward_of(reward), name, screen)
     return folder / "rescored" / name
 
 

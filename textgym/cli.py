@@ -276,6 +276,20 @@ class _Screen(Monitor):
             self.console.print(Text.assemble("  test reward ", _cell(summary["reward"])))
 
 
+def agent_of(spec: str | Mapping[str, Any]) -> Any:
+    """The agent that a text or a table of a file stands for."""
+    from textgym.agents.agent_specs import make_agent
+
+    return make_agent(spec)
+
+
+def reward_of(name: str) -> Any:
+    """The reward that ``"module:function"`` names."""
+    from textgym.agents.run_settings import load_reward
+
+    return load_reward(name)
+
+
 def make_screen() -> _Screen:
     """A screen for a command."""
     return _Screen()

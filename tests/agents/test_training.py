@@ -349,7 +349,7 @@ def test_rewards_are_named_by_module(monkeypatch, tmp_path):
         load_reward("my_rewards:long")
     with pytest.raises(ConfigurationError, match="No module named 'nowhere'"):
         load_reward("nowhere:x")
-    with pytest.raises(ConfigurationError, match="module:function"):
+    with pytest.raises(ConfigurationError, match="module:name"):
         load_reward("my_rewards")
     with pytest.raises(RewardError, match="3"):
         load_reward("my_rewards:number")
