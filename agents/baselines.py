@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.utils import get_device
 
-from textgym.agent import Agent, Observation, Reply, replies_to
+from textgym.agent import Agent, Observation, Reply, replies_to, total_usage
 from textgym.agents.language_model import load_causal_lm
 from textgym.agents.playing import play_policy
-from textgym.agents.policies import CausalLMPolicy, builtin_model_path
+from textgym.agents.policies import CausalLMPolicy, source_and_tokenizer
 from textgym.conversation import add_scores, ask
 from textgym.episode import Episode, Sample, Turn
 from textgym.errors import ConfigurationError
@@ -113,11 +113,10 @@ class CausalLMAgent:
         **policy_kwargs: Any,
     ) -> None:
         self.name = model if isinstance(model, (str, type(None))) else type(model).__name__
-        self.model = load_causal_lm(builtin_model_path() if model is None else model)
+        source, self.tokenizer = source_and_tokenizer(model, tokenizer)
+        self.model = load_causal_lm(source)
         self.deterministic, self.max_context = deterministic, max_context
         self.policy_kwargs, self.device = policy_kwargs, device
-        named = model if tokenizer is None else tokenizer
-        self.tokenizer = load_tokenizer(builtin_model_path() if named is None else named)
         self._policies: dict[int, CausalLMPolicy] = {}  # by context
 
     def __repr__(self) -> str:
@@ -224,8 +223,4 @@ class BestOfN:
         scored = [(value, -place) for place, (value, status) in enumerate(scores) if status == "ok"]
         if not scored:
             return Reply(failure=f"none of {self.n} replies could be scored: {scores[0][1]}")
-        usage: dict[str, float] = {}
-        for reply in replies:
-            for name, amount in reply.usage.items():
-                usage[name] = usage.get(name, 0) + amount
-        return replace(replies[-max(scored)[1]], usage=usage)
+        return replace(replies[-max(scored)[1]], usage=total_usage(reply.usage for reply in replies))

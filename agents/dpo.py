@@ -14,10 +14,10 @@ from transformers import Trainer, TrainingArguments
 from textgym.agents.completions import Completion, collate, complete, sequence_log_probs
 from textgym.agents.language_model import ModelLike, adapters_disabled, frozen_copy, load_causal_lm
 from textgym.agents.objectives import dpo_loss
-from textgym.agents.policies import builtin_model_path
+from textgym.agents.policies import source_and_tokenizer
 from textgym.agents.preferences import Preference
 from textgym.errors import ConfigurationError, DataError
-from textgym.rendering import Renderer, load_tokenizer
+from textgym.rendering import Renderer
 
 __all__ = ["DPO"]
 
@@ -62,8 +62,7 @@ class DPO(Trainer):
     ) -> None:
         if not beta > 0:
             raise ConfigurationError(f"beta={beta}; it is positive.")
-        source = builtin_model_path() if model is None else model
-        self.tokenizer = load_tokenizer(source if tokenizer is None else tokenizer)  # type: ignore[arg-type]  # says so
+        source, self.tokenizer = source_and_tokenizer(model, tokenizer)
         loaded: Any = load_causal_lm(source, peft_config)
         self.beta = beta
         self.reference = None if hasattr(loaded, "disable_adapter") else frozen_copy(loaded)

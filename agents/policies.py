@@ -34,6 +34,7 @@ from textgym.agents.language_model import (
 )
 from textgym.agents.segments import TokenSegments
 from textgym.errors import ConfigurationError, ModelError, TokenizerError
+from textgym.rendering import load_tokenizer
 
 __all__ = ["CausalLMPolicy"]
 
@@ -374,6 +375,12 @@ def builtin_model_path() -> str:
     import textgym
 
     return str(Path(textgym.__file__).parent / "builtin")
+
+
+def source_and_tokenizer(model: Any, tokenizer: Any) -> tuple[Any, Any]:
+    """Where a model comes from, the built-in one's folder for None; and its tokenizer, unless another is given."""
+    source = builtin_model_path() if model is None else model
+    return source, load_tokenizer(source if tokenizer is None else tokenizer)
 
 
 def _as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

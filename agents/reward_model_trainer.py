@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, Trainer, TrainingArguments
 
 from textgym.agents.objectives import plackett_luce_loss
-from textgym.agents.policies import builtin_model_path
+from textgym.agents.policies import source_and_tokenizer
 from textgym.agents.preferences import Preference
 from textgym.errors import ConfigurationError, DataError
-from textgym.rendering import load_tokenizer
 from textgym.rewards import RewardModel
 from textgym.rewards.models import Template
 
@@ -60,8 +59,7 @@ class RewardModelTrainer(Trainer):
         max_length: int | None = None,
         **kwargs: Any,
     ) -> None:
-        source = builtin_model_path() if model is None else model
-        self.tokenizer = load_tokenizer(source if tokenizer is None else tokenizer)  # type: ignore[arg-type]  # says so
+        source, self.tokenizer = source_and_tokenizer(model, tokenizer)
         preferences = [*(train_dataset or ()), *(eval_dataset or ())]
         self.kind = _kind(preferences)
         self._most_replies = max((len(preference.replies) for preference in preferences), default=1)

@@ -10,10 +10,10 @@ from transformers import Trainer, TrainingArguments
 
 from textgym.agents.completions import Completion, collate, complete
 from textgym.agents.language_model import ModelLike, load_causal_lm
-from textgym.agents.policies import builtin_model_path
+from textgym.agents.policies import source_and_tokenizer
 from textgym.episode import Sample
 from textgym.errors import DataError
-from textgym.rendering import Renderer, load_tokenizer
+from textgym.rendering import Renderer
 
 __all__ = ["SFT"]
 
@@ -50,8 +50,7 @@ class SFT(Trainer):
         peft_config: Any = None,
         **kwargs: Any,
     ) -> None:
-        source = builtin_model_path() if model is None else model
-        self.tokenizer = load_tokenizer(source if tokenizer is None else tokenizer)  # type: ignore[arg-type]  # says so
+        source, self.tokenizer = source_and_tokenizer(model, tokenizer)
         renderer = Renderer(self.tokenizer)
         super().__init__(
             model=load_causal_lm(source, peft_config),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,7 +17,7 @@ from textgym.evaluation import episode_seed
 from textgym.setting import Setting
 from textgym.task import Task
 
-__all__ = ["Agent", "Conversation", "Observation", "Reply", "go_on", "replies_to"]
+__all__ = ["Agent", "Conversation", "Observation", "Reply", "go_on", "replies_to", "total_usage"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,14 @@ class Reply:
     stop_reason: StopReason = "eos"
     usage: Mapping[str, float] = field(default_factory=dict)
     failure: str | None = None
+
+
+def total_usage(usages: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """What several replies cost together, by name."""
+    total: Counter[str] = Counter()
+    for usage in usages:
+        total.update(usage)  # type: ignore[arg-type]  # adds floats as well
+    return dict(total)
 
 
 class Agent(Protocol):
@@ -134,8 +143,7 @@ def go_on(conversations: Sequence[Conversation], agent: Agent) -> None:
     answered: list[Conversation] = []
     texts: list[tuple[str, StopReason]] = []
     for conversation, reply in zip(conversations, replies, strict=True):
-        for name, value in reply.usage.items():
-            conversation.usage[name] = conversation.usage.get(name, 0) + value
+        conversation.usage = total_usage((conversation.usage, reply.usage))
         if reply.failure is not None:
             conversation.failed = True
             conversation.episode.score_status = reply.failure

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from textgym.agent import total_usage
 from textgym.comparison import clustered_mean, normalised, paired_difference
 from textgym.evaluation import Estimate
 from textgym.plotting import headline
@@ -56,7 +57,7 @@ def _figures(rows: Sequence[Row], metric: str | None) -> dict[str, Any]:
         "episodes": len(rows),
         "failed": len(rows) - len(scored),
         "reasons": dict(Counter(row["status"] for row in rows if row["status"] != "ok").most_common()),
-        "usage": _sums(row["usage"] for row in rows),
+        "usage": total_usage(row["usage"] for row in rows),
     }
     measured = [row for row in scored if metric in row["metrics"]]
     if scored:
@@ -68,13 +69,6 @@ def _figures(rows: Sequence[Row], metric: str | None) -> dict[str, Any]:
 
 def _estimate(rows: Sequence[Row], value: Callable[[Row], float]) -> Estimate:
     return clustered_mean([value(row) for row in rows], [row["index"] for row in rows])
-
-
-def _sums(usages: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    total: Counter[str] = Counter()
-    for usage in usages:
-        total.update(usage)  # type: ignore[arg-type]  # adds floats as well
-    return dict(total)
 
 
 def _normalised(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
