@@ -6,7 +6,7 @@ Shapes: R rows (completions) of a batch, W tokens of the longest, V the vocabula
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -21,23 +21,23 @@ IGNORED = -100
 """The label of a token that is not learned, as in transformers."""
 
 
-@dataclass(frozen=True)
-class Completion:
-    """The token stream of an episode in which the agent said something.
+class Completion(TypedDict):
+    """The token stream of an episode in which the agent said something; an item of a data set for ``Trainer``.
 
     Args:
         input_ids: ``(length,)`` int64.
-        agent_mask: ``(length,)`` bool, the tokens that it said.
+        labels: ``(length,)`` int64, the tokens that it said, ``IGNORED`` elsewhere.
     """
 
     input_ids: np.ndarray
-    agent_mask: np.ndarray
+    labels: np.ndarray
 
 
 def complete(renderer: Renderer, sample: Sample, reply: str) -> Completion:
     """The stream of a reply to a sample's prompt, as a token environment would have it."""
     prompt, said = renderer.prompt_ids(sample), renderer.reply_ids(reply)
-    return Completion(np.array([*prompt, *said], np.int64), np.repeat([False, True], [len(prompt), len(said)]))
+    ids = np.array([*prompt, *said], np.int64)
+    return Completion(input_ids=ids, labels=np.where(np.arange(len(ids)) < len(prompt), IGNORED, ids))
 
 
 def collate(completions: Sequence[Completion]) -> dict[str, Tensor]:
@@ -45,14 +45,14 @@ def collate(completions: Sequence[Completion]) -> dict[str, Tensor]:
 
     Padding is on the right; what the agent did not say has the label ``IGNORED``.
     """
-    width = max(len(completion.input_ids) for completion in completions)
+    width = max(len(completion["input_ids"]) for completion in completions)
     batch = {name: np.zeros((len(completions), width), np.int64) for name in ("input_ids", "attention_mask")}
     batch["labels"] = np.full((len(completions), width), IGNORED)
     for row, completion in enumerate(completions):
-        length = len(completion.input_ids)
-        batch["input_ids"][row, :length] = completion.input_ids
-        batch["attention_mask"][row, :length] = 1
-        batch["labels"][row, :length] = np.where(completion.agent_mask, completion.input_ids, IGNORED)
+        ids = completion["input_ids"]
+        batch["input_ids"][row, : len(ids)] = ids
+        batch["attention_mask"][row, : len(ids)] = 1
+        batch["labels"][row, : len(ids)] = completion["labels"]
     return {name: torch.as_tensor(array) for name, array in batch.items()}
 
 

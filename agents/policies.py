@@ -378,8 +378,14 @@ def builtin_model_path() -> str:
 
 
 def source_and_tokenizer(model: Any, tokenizer: Any) -> tuple[Any, Any]:
-    """Where a model comes from, the built-in one's folder for None; and its tokenizer, unless another is given."""
+    """Where a model comes from, the built-in one's folder for None; and its tokenizer, unless another is given.
+
+    Raises:
+        TokenizerError: The model is given as an object, and no tokenizer with it; or there is no such tokenizer.
+    """
     source = builtin_model_path() if model is None else model
+    if tokenizer is None and not isinstance(source, (str, Path)):
+        raise TokenizerError(f"a model given as a {type(source).__name__} needs its tokenizer too: tokenizer=...")
     return source, load_tokenizer(source if tokenizer is None else tokenizer)
 
 

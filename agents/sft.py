@@ -68,7 +68,7 @@ def _streams(examples: Sequence[Sample | Completion] | None, renderer: Renderer)
 
 
 def _stream(example: Sample | Completion, renderer: Renderer) -> Completion:
-    if isinstance(example, Completion):
+    if not isinstance(example, Sample):
         return example
     if not example.references:
         raise DataError(f"sample {example.id!r} has no reference to imitate; drop it, or give one.")

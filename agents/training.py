@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -182,14 +183,18 @@ class Training:
         names = ("epochs", "batch_size", "learning_rate", "weight_decay")
         examples = demonstrations(self._playground(), samples, replies_of)
         held_out = [held_out[i] for i in evenly_spaced(len(held_out), self.settings.options["validation.episodes"])]
-        return imitate(
+        checkpoints = self.folder / f"{section}_checkpoints"
+        losses = imitate(
             self.policy,
             examples,
             seed=self.settings.seed,
             validation=demonstrations(self._playground(), held_out, replies_of) if held_out else (),
+            folder=checkpoints,
             on_step=lambda step, steps, loss: self.monitor.progress(step, steps, {"loss": loss}),
             **{name: options[name] for name in names if name in options},
         )
+        shutil.rmtree(checkpoints)
+        return losses
 
     def _playground(self) -> TokenEnv:
         """An environment for demonstrations; they are not scored."""
@@ -383,13 +388,7 @@ class Training:
 
 
 def _warm_start_line(losses: Sequence[float]) -> str:
-    finite = [loss for loss in losses if math.isfinite(loss)]
-    if not finite:
-        return (
-            "the warm start diverged in its first epoch, so the weights are those before it; "
-            "lower warm_start.learning_rate"
-        )
-    best = min(finite)
+    best = min(filter(math.isfinite, losses))
     return f"validation loss lowest after epoch {losses.index(best) + 1} of {len(losses)}: {best:.3f}"
 
 

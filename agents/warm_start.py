@@ -1,29 +1,31 @@
-"""Supervised warm start: the policy imitates a task's demonstrations.
-
-Shapes: R rows (demonstrations) of a batch, W tokens of the longest, N tokens of the agent in all of them.
-"""
+"""Supervised warm start: the policy imitates a task's demonstrations."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
 
-from textgym.agents.completions import Completion
+from textgym.agents.completions import IGNORED, Completion
 from textgym.agents.policies import CausalLMPolicy
-from textgym.agents.segments import SegmentGroup, TokenSegments
+from textgym.agents.sft import SFT
 from textgym.episode import Sample
 from textgym.errors import ConfigurationError, DataError
 from textgym.token_env import TokenEnv
 
-__all__ = ["demonstration_loss", "demonstrations", "imitate"]
+__all__ = ["demonstrations", "imitate"]
 
-MAX_GRAD_NORM = 1.0
 WARM_UP_SHARE = 0.1
-POOL = 16  # batches whose examples are sorted by length together
+LOGGING_STEPS = 5
+EVAL_BATCH_SIZE = 64
+OLD_NAME = {"group_by_length": True}  # of the next one, in transformers 4
+BY_LENGTH = {"train_sampling_strategy": "group_by_length"}
 
 
 def demonstrations(
@@ -56,7 +58,8 @@ def _played(env: TokenEnv, index: int, replies: Sequence[str]) -> Completion:
         if terminated:
             break
     length = int(observation["attention_mask"].sum())
-    return Completion(observation["input_ids"][:length], observation["agent_mask"][:length].astype(bool))
+    ids = observation["input_ids"][:length]
+    return Completion(input_ids=ids, labels=np.where(observation["agent_mask"][:length], ids, IGNORED))
 
 
 def imitate(
@@ -69,11 +72,13 @@ def imitate(
     weight_decay: float = 0.0,
     seed: int = 0,
     validation: Sequence[Completion] = (),
+    folder: str | Path | None = None,
     on_step: Callable[[int, int, float], object] = lambda step, steps, loss: None,
 ) -> list[float]:
-    """Minimises the mean negative log-likelihood of the agent's tokens, with AdamW.
+    """Trains a policy's model with :class:`~textgym.agents.SFT`, at temperature 1.
 
-    The learning rate rises linearly over the first tenth of the steps and falls linearly to zero.
+    The learning rate rises linearly over the first tenth of the steps and falls linearly to zero. The global
+    generators are seeded, as ``Trainer`` does.
 
     Args:
         policy: Trained in place, its value head left as it is.
@@ -85,115 +90,66 @@ def imitate(
         seed: Of the order of the examples.
         validation: Where given, the weights are in the end those after the epoch with the lowest loss on these. (The
             loss may rise for an epoch while the learning rate is high, so a rise is no reason to stop.)
-        on_step: Called with the number of steps done, of all steps, and the step's loss.
+        folder: Where a checkpoint is kept after each epoch, as ``validation`` needs it; it goes on from the last one
+            there. None: nowhere.
+        on_step: Called with the number of steps done, of all steps, and the mean loss of late.
 
     Returns:
-        The loss, in nats a token, of each epoch: on ``validation`` where given, else the mean over its steps.
+        The loss on ``validation``, in nats a token, after each epoch.
 
     Raises:
-        ConfigurationError: ``epochs`` or ``batch_size`` is less than 1.
+        ConfigurationError: ``epochs`` or ``batch_size`` is less than 1, there is no folder for the best weights, or the
+            training diverged in its first epoch.
     """
     if epochs < 1 or batch_size < 1:
         raise ConfigurationError(f"epochs and batch_size are at least 1, not {epochs} and {batch_size}.")
-    trained = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay)
+    if validation and folder is None:
+        raise ConfigurationError("validation=... needs a folder=... in which the best weights are kept.")
     n_steps = epochs * -(-len(examples) // batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate_factor(step, n_steps))
-    rng = np.random.default_rng(seed)
-    losses: list[float] = []
-    best = _Best(policy, validation)
-    done = 0
-    policy.set_training_mode(True)
-    for _ in range(epochs):
-        of_epoch = []
-        for batch in _batches([len(example.input_ids) for example in examples], batch_size, rng):
-            loss = demonstration_loss(policy, [examples[i] for i in batch])
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
-            optimizer.step()
-            schedule.step()
-            done += 1
-            of_epoch.append(float(loss.detach()))
-            on_step(done, n_steps, of_epoch[-1])
-        losses.append(best.loss_now() if validation else float(np.mean(of_epoch)))
-        if validation and not best.is_worth_going_on(losses[-1]):
-            break
-    best.restore()
+    arguments = TrainingArguments(
+        None if folder is None else str(folder),
+        num_train_epochs=epochs,
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=EVAL_BATCH_SIZE,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        warmup_steps=max(1, round(WARM_UP_SHARE * n_steps)),
+        bf16=policy.compute_dtype == torch.bfloat16,
+        use_cpu=policy.device.type == "cpu",
+        seed=seed,
+        logging_first_step=True,
+        logging_steps=LOGGING_STEPS,
+        eval_strategy="epoch" if validation else "no",
+        save_strategy="no" if folder is None else "epoch",
+        save_total_limit=1,
+        load_best_model_at_end=bool(validation),
+        report_to="none",
+        disable_tqdm=True,
+        **(BY_LENGTH if hasattr(TrainingArguments, "train_sampling_strategy") else OLD_NAME),
+    )
+    trainer = SFT(policy.model, arguments, examples, validation or None, tokenizer=policy.tokenizer)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Progress(on_step))
+    trainer.train(resume_from_checkpoint=None if folder is None else get_last_checkpoint(str(folder)))
     policy.set_training_mode(False)
+    losses = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
+    if losses and not math.isfinite(losses[0]):
+        raise ConfigurationError(
+            f"the warm start diverged in its first epoch: the loss is {losses[0]}. Lower its learning rate, which is "
+            f"{learning_rate}."
+        )
     return losses
 
 
-def demonstration_loss(policy: CausalLMPolicy, examples: Sequence[Completion]) -> Tensor:
-    """The mean negative log-likelihood of the agent's tokens in some demonstrations, in nats; a scalar.
+class _Progress(TrainerCallback):
+    """Reports the loss, and ends a training that has diverged."""
 
-    It is that of the model itself, at temperature 1.
-    """
-    segments, tokens = _segments(examples, policy.device)
-    settings = policy.entropy_gradient, policy.temperature
-    policy.entropy_gradient, policy.temperature = False, 1.0
-    try:
-        _, log_probs, _ = policy.evaluate_actions(segments, tokens)
-    finally:
-        policy.entropy_gradient, policy.temperature = settings
-    return -log_probs.mean()
+    def __init__(self, on_step: Callable[[int, int, float], object]) -> None:
+        self.on_step = on_step
 
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if "loss" in kwargs["logs"]:
+            self.on_step(state.global_step, state.max_steps, kwargs["logs"]["loss"])
 
-def _segments(examples: Sequence[Completion], device: torch.device) -> tuple[TokenSegments, Tensor]:
-    """The demonstrations as one right-padded group, and the agent's tokens (N,) in it."""
-    ids = np.zeros((len(examples), max(len(example.input_ids) for example in examples)), np.int64)
-    mask = np.zeros(ids.shape, dtype=bool)
-    for row, example in enumerate(examples):
-        ids[row, : len(example.input_ids)] = example.input_ids
-        mask[row, : len(example.agent_mask)] = example.agent_mask
-    rows, columns = np.nonzero(mask)
-    arrays = (ids, rows, columns - 1, ids[mask])
-    input_ids, row_indices, before, tokens = (torch.as_tensor(array, device=device) for array in arrays)
-    return TokenSegments((SegmentGroup(input_ids, row_indices, before),)), tokens
-
-
-def _batches(lengths: Sequence[int], size: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Random batches of examples of about equal length, so that little is padded."""
-    order = rng.permutation(len(lengths))
-    pools = [order[start : start + POOL * size] for start in range(0, len(order), POOL * size)]
-    ordered = np.concatenate([pool[np.argsort(np.take(lengths, pool), kind="stable")] for pool in pools])
-    batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
-    return [batches[index] for index in rng.permutation(len(batches))]
-
-
-def _learning_rate_factor(step: int, n_steps: int) -> float:
-    warm_up = max(1, round(WARM_UP_SHARE * n_steps))
-    return min((step + 1) / warm_up, (n_steps - step) / max(1, n_steps - warm_up), 1.0)
-
-
-class _Best:
-    """The weights with the lowest loss on some demonstrations so far; the first ones until there is a finite loss."""
-
-    def __init__(self, policy: CausalLMPolicy, examples: Sequence[Completion]) -> None:
-        self.policy, self.examples = policy, examples
-        self.loss = float("inf")
-        self.weights = self._weights_now() if examples else {}
-
-    def loss_now(self) -> float:
-        sizes, losses = [], []
-        with torch.no_grad():
-            for start in range(0, len(self.examples), 64):
-                part = self.examples[start : start + 64]
-                sizes.append(sum(int(example.agent_mask.sum()) for example in part))
-                losses.append(float(demonstration_loss(self.policy, part)))
-        return float(np.average(losses, weights=sizes))
-
-    def is_worth_going_on(self, loss: float) -> bool:
-        """Keeps the weights if the loss fell. False if it is no number any more, from which nothing is learned."""
-        if loss < self.loss:
-            self.loss = loss
-            self.weights = self._weights_now()
-        return math.isfinite(loss)
-
-    def restore(self) -> None:
-        """Puts the kept weights back."""
-        if self.examples:
-            self.policy.load_state_dict(self.weights)
-
-    def _weights_now(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in self.policy.state_dict().items()}
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop |= not math.isfinite(kwargs["metrics"]["eval_loss"])

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from statistics import mean
 
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils import logging
 
 import textgym
 from textgym.agents.training import Settings, Training
@@ -63,7 +63,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
     arguments = parser.parse_args()
-    disable_progress_bar()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     lines = [
         "| task | metric | reward: as it is | warm start | PPO | metric: as it is | warm start | PPO | apart |",
         "|---|---|---|---|---|---|---|---|---|",

@@ -306,9 +306,10 @@ def errors_as_lines() -> Iterator[None]:
     """What textgym raises on purpose is one red line and exit code 2."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
-        from transformers.utils.logging import disable_progress_bar
+        from transformers.utils import logging
 
-        disable_progress_bar()
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()  # else each best epoch's weights come with a warning of their tied head
         yield
     except TextGymError as error:
         line = " ".join(str(error).split())

@@ -82,12 +82,12 @@ def test_log_probabilities_are_of_the_completion_alone(tokenizer, model):
     batch = collate(streams)
     found = sequence_log_probs(model(batch["input_ids"], batch["attention_mask"]).logits, batch["labels"])
     for stream, value in zip(streams, found, strict=True):
-        log_probs = model(torch.as_tensor(stream.input_ids)[None]).logits[0].log_softmax(-1)
-        places = np.flatnonzero(stream.agent_mask)
-        expected = sum(log_probs[place - 1, stream.input_ids[place]].item() for place in places)
+        log_probs = model(torch.as_tensor(stream["input_ids"])[None]).logits[0].log_softmax(-1)
+        places = np.flatnonzero(stream["labels"] != IGNORED)
+        expected = sum(log_probs[place - 1, stream["input_ids"][place]].item() for place in places)
         assert value.item() == pytest.approx(expected, abs=1e-4)
     assert (batch["labels"] == IGNORED).sum() > 0
-    assert streams[0].input_ids[-1] == tokenizer.eos_token_id
+    assert streams[0]["input_ids"][-1] == tokenizer.eos_token_id
 
 
 # ------------------------------------------------------------------- training
@@ -101,10 +101,10 @@ def test_sft_learns_completions_and_not_prompts(arguments, model, tokenizer):
     trainer.train()
     assert trainer.evaluate()["eval_loss"] < 0.1 < before
     stream = complete(Renderer(tokenizer), samples[3], " All is well.")
-    logits = trainer.model(torch.as_tensor(stream.input_ids)[None]).logits[0]
-    places = np.flatnonzero(stream.agent_mask)
-    assert (logits[places - 1].argmax(-1).numpy() == stream.input_ids[places]).all()
-    of_the_prompt = logits[:3].log_softmax(-1).gather(-1, torch.as_tensor(stream.input_ids[1:4])[:, None])
+    logits = trainer.model(torch.as_tensor(stream["input_ids"])[None]).logits[0]
+    places = np.flatnonzero(stream["labels"] != IGNORED)
+    assert (logits[places - 1].argmax(-1).numpy() == stream["input_ids"][places]).all()
+    of_the_prompt = logits[:3].log_softmax(-1).gather(-1, torch.as_tensor(stream["input_ids"][1:4])[:, None])
     assert of_the_prompt.mean() < -3
 
 

@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -7,8 +5,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from textgym import Sample, Task, TokenEnv, TokenVectorEnv
 from textgym.agents import CausalLMPolicy
+from textgym.agents.completions import IGNORED
 from textgym.agents.playing import play_policy
-from textgym.agents.warm_start import demonstration_loss, demonstrations, imitate
+from textgym.agents.warm_start import demonstrations, imitate
 from textgym.errors import ConfigurationError, DataError
 
 CONTEXT = 96
@@ -25,7 +24,9 @@ def tiny_model(vocabulary):
 
 def policy_for(env):
     model = tiny_model(env.action_space.n)
-    return CausalLMPolicy(env.observation_space, env.action_space, lambda _: 0.0, model=model)
+    policy = CausalLMPolicy(env.observation_space, env.action_space, lambda _: 0.0, model=model)
+    policy.tokenizer = env.setting.tokenizer
+    return policy
 
 
 @pytest.fixture
@@ -41,18 +42,19 @@ def test_a_demonstration_is_the_environments_own_stream(capitals_env, tokenizer)
     examples = demonstrations_of(capitals_env)
     assert len(examples) == 4
     prompt, reply = tokenizer.encode("The capital of France is"), [*tokenizer.encode("Paris"), tokenizer.eos_token_id]
-    assert examples[0].input_ids.tolist() == prompt + reply
-    assert examples[0].agent_mask.tolist() == [False] * len(prompt) + [True] * len(reply)
+    assert examples[0]["input_ids"].tolist() == prompt + reply
+    assert examples[0]["labels"].tolist() == [IGNORED] * len(prompt) + reply
 
 
 def test_a_conversation_is_demonstrated_turn_by_turn(guess, chat_tokenizer):
     env = TokenEnv(guess, reward=lambda: 0.0, tokenizer=chat_tokenizer, max_context=256)
     examples = demonstrations(env, guess.samples("train"), lambda sample: ["9!", f"{sample.meta['number']}!"])
     for example, sample in zip(examples, guess.samples("train"), strict=True):
-        turns = np.split(example.agent_mask, np.flatnonzero(np.diff(example.agent_mask.astype(int))) + 1)
+        said = example["labels"] != IGNORED
+        turns = np.split(said, np.flatnonzero(np.diff(said.astype(int))) + 1)
         starts = np.cumsum([0, *map(len, turns)])
         texts = [
-            chat_tokenizer.decode(example.input_ids[start : start + len(turn)])
+            chat_tokenizer.decode(example["input_ids"][start : start + len(turn)])
             for start, turn in zip(starts, turns, strict=False)
             if turn[0]
         ]
@@ -66,47 +68,64 @@ def test_samples_without_demonstration_are_left_out(capitals_env, capitals):
         demonstrations(capitals_env, samples[:1], capitals.demonstration)
 
 
-def test_the_loss_is_that_of_the_models_own_logits(capitals_env):
-    policy = policy_for(capitals_env)
-    policy.temperature = 0.5
-    examples = demonstrations_of(capitals_env)
+def loss_of(policy, examples):
+    """The mean negative log-likelihood of the labelled tokens, from the model's own logits."""
     losses = []
     for example in examples:
-        ids = torch.tensor(example.input_ids)[None]
+        ids = torch.tensor(example["input_ids"])[None]
         log_probs = policy.model(input_ids=ids).logits[0, :-1].log_softmax(-1)
         of_tokens = -log_probs.gather(-1, ids[0, 1:, None]).squeeze(-1)
-        losses += of_tokens[torch.tensor(example.agent_mask[1:])].tolist()
-    assert demonstration_loss(policy, examples).item() == pytest.approx(np.mean(losses), abs=1e-5)
+        losses += of_tokens[torch.tensor(example["labels"][1:] != IGNORED)].tolist()
+    return np.mean(losses)
 
 
 def test_the_policy_learns_to_say_what_was_demonstrated(capitals, capitals_env, tokenizer):
     policy = policy_for(capitals_env)
     steps = []
-    losses = imitate(
+    imitate(
         policy, demonstrations_of(capitals_env), epochs=40, batch_size=2, learning_rate=1e-2,
-        on_step=lambda step, n_steps, loss: steps.append((step, n_steps)),
+        on_step=lambda *report: steps.append(report),
     )  # fmt: skip
-    assert steps[0] == (1, 80)
-    assert steps[-1] == (80, 80)
-    assert len(losses) == 40
-    assert losses[-1] < 0.3 < 1 < losses[0]
+    assert steps[0][:2] == (1, 80)
+    assert steps[-1][:2] == (80, 80)
+    assert steps[-1][2] < 0.3 < 1 < steps[0][2]
     venv = TokenVectorEnv(capitals, 3, tokenizer=tokenizer, max_context=CONTEXT)
     episodes = play_policy(policy, venv)
     assert [episode.response for episode in episodes] == ["Paris", "Berlin", "Tokyo", "Rome"]
 
 
-def test_the_same_seed_gives_the_same_weights_and_no_global_generator_is_used(capitals_env):
+def test_the_same_seed_gives_the_same_weights(capitals_env):
     def trained(seed):
         policy = policy_for(capitals_env)
-        before = torch.get_rng_state(), np.random.get_state()[1].copy()
         imitate(policy, demonstrations_of(capitals_env), epochs=2, batch_size=1, learning_rate=1e-3, seed=seed)
-        assert torch.equal(torch.get_rng_state(), before[0])
-        assert np.array_equal(np.random.get_state()[1], before[1])
         return torch.cat([parameter.flatten() for parameter in policy.parameters()])
 
     first = trained(1)
     assert torch.equal(first, trained(1))
     assert not torch.equal(first, trained(2))
+
+
+def test_it_goes_on_from_its_last_checkpoint(capitals_env, tmp_path):
+    examples = demonstrations_of(capitals_env)
+
+    def trained(folder, on_step=lambda *report: None):
+        policy = policy_for(capitals_env)
+        settings = {"epochs": 6, "batch_size": 1, "learning_rate": 1e-3}
+        losses = imitate(policy, examples, validation=examples[2:], folder=folder, on_step=on_step, **settings)
+        return losses, torch.cat([parameter.flatten() for parameter in policy.parameters()])
+
+    def kill(step, steps, loss):
+        reported.append(step)
+        if step == 15:  # of 24, in the fourth epoch
+            raise KeyboardInterrupt
+
+    whole, reported = trained(tmp_path / "whole"), []
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "killed", kill)
+    resumed = trained(tmp_path / "killed", lambda step, *_: reported.append(step))
+    assert reported == [1, 5, 10, 15, 15, 20]
+    assert resumed[0] == whole[0]
+    assert torch.equal(resumed[1], whole[1])
 
 
 def test_the_value_head_is_left_as_it_is(capitals_env):
@@ -115,22 +134,27 @@ def test_the_value_head_is_left_as_it_is(capitals_env):
     assert not policy.value_head.weight.any()
 
 
-def test_the_weights_of_the_best_epoch_are_kept(capitals_env):
+def test_the_weights_of_the_best_epoch_are_kept(capitals_env, tmp_path):
     policy = policy_for(capitals_env)
     examples = demonstrations_of(capitals_env)
-    losses = imitate(policy, examples[:2], epochs=8, batch_size=1, learning_rate=1e-2, validation=examples[2:])
+    settings = {"epochs": 8, "batch_size": 1, "learning_rate": 1e-2}
+    losses = imitate(policy, examples[:2], validation=examples[2:3], folder=tmp_path, **settings)
     assert len(losses) == 8
     assert min(losses) < losses[-1]
-    assert demonstration_loss(policy, examples[2:]).item() == pytest.approx(min(losses), abs=1e-5)
+    assert loss_of(policy, examples[2:3]) == pytest.approx(min(losses), abs=1e-5)
 
 
-def test_a_warm_start_that_diverges_at_once_changes_nothing(capitals_env):
+def test_the_best_epoch_needs_a_folder(capitals_env):
+    examples = demonstrations_of(capitals_env)
+    with pytest.raises(ConfigurationError, match=r"validation=\.\.\. needs a folder"):
+        imitate(policy_for(capitals_env), examples, validation=examples)
+
+
+def test_a_warm_start_that_diverges_ends_there(capitals_env, tmp_path):
     examples, policy = demonstrations_of(capitals_env), policy_for(capitals_env)
-    before = demonstration_loss(policy, examples).item()
-    losses = imitate(policy, examples, epochs=3, batch_size=1, learning_rate=1e30, validation=examples)
-    assert len(losses) == 1
-    assert not math.isfinite(losses[0])
-    assert demonstration_loss(policy, examples).item() == before
+    with pytest.raises(ConfigurationError, match=r"diverged in its first epoch: the loss is nan. Lower .* is 1e\+30"):
+        imitate(policy, examples, epochs=3, batch_size=1, learning_rate=1e30, validation=examples, folder=tmp_path)
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-4"]
 
 
 def test_no_epochs_is_an_error(capitals_env):
