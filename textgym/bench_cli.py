@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +26,8 @@ def bench(
         str | None,
         typer.Option(
             help="Separated by commas, NAME=AGENT or AGENT: random, abstain, reference, builtin, a model's folder or "
-            "name, best-of-8:AGENT, openai:MODEL@http://localhost:8000/v1, module:name.",
+            "name, best-of-8:AGENT, openai:MODEL@http://localhost:8000/v1, module:name. With {task} in it, such as "
+            "ppo=runs/{task}/agent, it is one by task (Math of textgym/Math-v0).",
         ),
     ] = None,
     tasks: Annotated[str | None, typer.Option(help="Ids of environments, separated by commas, or all.")] = None,
@@ -85,13 +86,22 @@ def _benchmark(settings: dict[str, Any], screen: Any) -> Path:
     if unknown:
         raise ConfigurationError(f"there is no setting {', '.join(map(repr, sorted(unknown)))} of a benchmark.")
     from textgym.benchmarking import benchmark
-    from textgym.cli import agent_of
 
-    agents = {name: agent_of(spec) for name, spec in _specs(settings.pop("agents")).items()}
+    agents = {name: _agent(spec, settings["tasks"]) for name, spec in _specs(settings.pop("agents")).items()}
     folder = Path(settings.pop("out"))
     with screen:
         benchmark(agents, out=folder, monitor=screen, **settings)
     return folder
+
+
+def _agent(spec: Any, tasks: Iterable[str]) -> Any:
+    """What a text or table stands for: an agent, or one by task where there is a {task} in a text."""
+    from textgym.benchmark_report import short_name
+    from textgym.cli import agent_of
+
+    if isinstance(spec, str) and "{task}" in spec:
+        return {task: agent_of(spec.replace("{task}", short_name(task))) for task in tasks}
+    return agent_of(spec)
 
 
 def _rescore(folder: Path, reward: str | None, screen: Any) -> Path:

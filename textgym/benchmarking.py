@@ -84,7 +84,7 @@ def _setting(id: str, **options: Any) -> Setting:
 
 
 def benchmark(
-    agents: Mapping[str, Agent],
+    agents: Mapping[str, Agent | Mapping[str, Agent]],
     tasks: Sequence[str] | Mapping[str, Mapping[str, Any]],
     *,
     out: str | Path,
@@ -101,8 +101,9 @@ def benchmark(
     pictures are those of :func:`textgym.benchmark_plots.plot_benchmark`.
 
     Args:
-        agents: By name. An agent is anything with ``act(observations) -> replies``, see :mod:`textgym.agent`. Those
-            named ``"random"`` and ``"reference"`` are 0 and 1 on the normalised scale.
+        agents: By name. An agent is anything with ``act(observations) -> replies``, see :mod:`textgym.agent`; or it is
+            one by task, ``{"textgym/Math-v0": ...}``, and then only plays those. Those named ``"random"`` and
+            ``"reference"`` are 0 and 1 on the normalised scale.
         tasks: Ids of environments, or their arguments by id.
         out: The folder.
         episodes, seeds, split: As in :class:`Benchmark`.
@@ -118,19 +119,31 @@ def benchmark(
     plan = Benchmark(tasks if isinstance(tasks, Mapping) else {id: {} for id in tasks}, episodes, seeds, split)
     if not agents:
         raise ConfigurationError("a benchmark needs at least one agent.")
+    by_task = {name: _by_task(name, agent, plan) for name, agent in agents.items()}
     monitor = monitor or Monitor()
     folder = _open(Path(out), plan, agents)
     done = {_key(row) for row in _mended_rows(folder)}
-    for (name, agent), task in product(agents.items(), plan.tasks):
+    for name, task in product(agents, plan.tasks):
+        if task not in by_task[name]:
+            continue
         places = plan.places(task)
         missing = [place for place in places if (name, task, *place) not in done]
         monitor.stage(f"{name}, {task}", f"{len(missing)} of {len(places)} episodes to play")
-        played = _play(plan.settings[task], agent, missing, batch)
+        played = _play(plan.settings[task], by_task[name][task], missing, batch)
         _append(folder, _counted(({"agent": name, "task": task, **row} for row in played), monitor, len(missing)))
-    return _finish(folder, plan, list(agents), _training_runs(agents))
+    return _finish(folder, plan, list(agents), _training_runs(by_task))
 
 
-def _open(path: Path, plan: Benchmark, agents: Mapping[str, Agent]) -> RunFolder:
+def _by_task(name: str, agent: Agent | Mapping[str, Agent], plan: Benchmark) -> Mapping[str, Agent]:
+    """The agent for each task that it plays."""
+    if not isinstance(agent, Mapping):
+        return dict.fromkeys(plan.tasks, agent)
+    if not plan.tasks.keys() & agent.keys():
+        raise ConfigurationError(f"the agent {name!r} is for {', '.join(agent) or 'no task'}, and none is played.")
+    return agent
+
+
+def _open(path: Path, plan: Benchmark, agents: Mapping[str, Agent | Mapping[str, Agent]]) -> RunFolder:
     """The folder of this benchmark, with its configuration, whether it is new or not."""
     folder = RunFolder(path)
     described = {**plan.description(), "agents": {name: _description(agent) for name, agent in agents.items()}}
@@ -150,8 +163,10 @@ def _open(path: Path, plan: Benchmark, agents: Mapping[str, Agent]) -> RunFolder
     return folder
 
 
-def _description(agent: Agent) -> str:
+def _description(agent: Agent | Mapping[str, Agent]) -> str | dict[str, Any]:
     """How an agent describes itself; what has no ``repr`` of its own by its class."""
+    if isinstance(agent, Mapping):
+        return {task: _description(of_task) for task, of_task in agent.items()}
     own = type(agent).__repr__ is not object.__repr__
     return repr(agent) if own else f"{type(agent).__module__}.{type(agent).__qualname__}"
 
@@ -231,13 +246,15 @@ def _finish(
     return summary
 
 
-def _training_runs(agents: Mapping[str, Agent]) -> dict[str, dict[str, Path]]:
+def _training_runs(agents: Mapping[str, Mapping[str, Agent]]) -> dict[str, dict[str, Path]]:
     """By agent and task the folder of the training run that the agent's model lies in, where it lies in one."""
     found: dict[str, dict[str, Path]] = {}
-    for name, agent in agents.items():
-        folder = RunFolder(Path(str(getattr(agent, "name", ""))).parent)
-        if (folder / VALIDATION).is_file() and (folder / CONFIG).is_file():
-            found[name] = {str(folder.config.get("env")): folder.path}
+    for name, by_task in agents.items():
+        for task, agent in by_task.items():
+            folder = RunFolder(Path(str(getattr(agent, "name", ""))).parent)
+            is_run = (folder / VALIDATION).is_file() and (folder / CONFIG).is_file()
+            if is_run and folder.config.get("env") == task:
+                found.setdefault(name, {})[task] = folder.path
     return found
 
 

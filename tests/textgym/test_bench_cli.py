@@ -45,6 +45,19 @@ def test_replies_are_scored_anew_and_folders_compared(played, tmp_path, monkeypa
     assert "right, textgym/Copy-v0: +0.000 [0.000, 0.000], p = 1.0000, n = 10" in run("compare", played, played)
 
 
+def test_an_agent_may_be_one_by_task(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = "class Agent:\n    def act(self, observations):\n        return [{0!r} for _ in observations]\n"
+    for task in ("Copy", "Identity"):
+        (tmp_path / f"agent_for_{task}.py").write_text(own.format(task))
+    tasks = f"{COPY},textgym/Identity-v0"
+    run("--agents", "own=agent_for_{task}:Agent", "--tasks", tasks, "--episodes", 2, "--seeds", 1, "--out", "out")
+    rows = [json.loads(line) for line in (tmp_path / "out" / "episodes.jsonl").read_text().splitlines()]
+    assert [(row["task"], row["turns"][0]["text"]) for row in rows] == [(COPY, "Copy")] * 2 + [
+        ("textgym/Identity-v0", "Identity")
+    ] * 2
+
+
 def test_a_file_sets_up_larger_ones(tmp_path):
     (tmp_path / "bench.toml").write_text(
         textwrap.dedent(

@@ -115,6 +115,18 @@ def test_two_agents_have_a_paired_difference(tmp_path):
     assert "right less even 0.500" in (tmp_path / TABLE).read_text()
 
 
+def test_an_agent_may_be_one_by_task(tmp_path):
+    tasks = ["demo/Sums-v0", "demo/Guessing-v0"]
+    agents = {"echo": Echo(), "trained": {"demo/Sums-v0": Right()}}
+    figures = benchmark(agents, tasks, out=tmp_path, seeds=1)["agents"]["trained"]
+    assert figures["demo/Sums-v0"]["reward"]["value"] == 1.0
+    assert figures["demo/Guessing-v0"]["episodes"] == 0
+    assert "] |  |" in (tmp_path / TABLE).read_text()
+    assert not any(row["agent"] == "trained" for row in rows_of(tmp_path) if row["task"] == "demo/Guessing-v0")
+    with pytest.raises(ConfigurationError, match="holds a benchmark with other agents"):
+        benchmark(agents | {"trained": {"demo/Sums-v0": Even()}}, tasks, out=tmp_path, seeds=1)
+
+
 def test_pictures_are_drawn_of_what_there_is(tmp_path):
     agents = {"even": Even(), "right": Right()}
     benchmark(agents, ["demo/Sums-v0"], out=tmp_path / "sums", seeds=1)
