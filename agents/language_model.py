@@ -14,6 +14,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.activations import ACT2FN, NewGELUActivation
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from textgym.adapters import (
+    AdaptedModel,
+    base_of_folder,
+    blueprint,
+    fixed_weights,
+    is_adapted,
+    load_adapter,
+    put_adapter_on,
+)
 from textgym.errors import ModelError
 
 __all__ = [
@@ -24,11 +33,13 @@ __all__ = [
     "head_logits",
     "load_causal_lm",
     "plain_head",
+    "portable_model",
+    "trunk_copy",
     "trunk_of",
     "unwrapped",
 ]
 
-ModelLike = str | Path | PretrainedConfig | PreTrainedModel
+ModelLike = str | Path | PretrainedConfig | PreTrainedModel | AdaptedModel
 CausalLM = nn.Module
 """A ``PreTrainedModel`` with a language-model head, or a ``peft.PeftModel`` around one."""
 
@@ -38,16 +49,21 @@ def load_causal_lm(model: ModelLike | nn.Module, peft_config: Any = None) -> Cau
 
     Args:
         model: A PreTrainedModel (or PeftModel) is used in place; weights are loaded from safetensors, or from pickles
-            with ``weights_only``.
-        peft_config: Wraps it in an adapter.
+            with ``weights_only``. A folder with an adapter gives the base model that it names, with that adapter.
+        peft_config: Wraps it in a new adapter.
 
     Raises:
         ModelError: There is no such model, or it is no causal language model.
+        ConfigurationError: It has an adapter already, or ``peft_config`` is none for the model's layers.
     """
+    if isinstance(model, AdaptedModel):
+        rebuilt = load_causal_lm(model.base, model.adapter)
+        model.check(rebuilt)
+        return rebuilt
     if isinstance(model, PretrainedConfig):
         loaded: nn.Module = AutoModelForCausalLM.from_config(model)
     elif isinstance(model, (str, Path)):
-        loaded = _from_pretrained(str(model))
+        loaded = _from_name(str(model))
     elif isinstance(model, nn.Module) and hasattr(model, "get_output_embeddings"):
         loaded = model
     else:
@@ -57,12 +73,25 @@ def load_causal_lm(model: ModelLike | nn.Module, peft_config: Any = None) -> Cau
     if getattr(unwrapped(loaded), "get_output_embeddings", lambda: None)() is None:
         raise ModelError(f"{type(loaded).__name__} has no language-model head; give a model ...ForCausalLM.")
     if peft_config is not None:
-        from peft import get_peft_model
-
-        loaded = get_peft_model(loaded, peft_config)  # type: ignore[arg-type]
+        loaded = put_adapter_on(loaded, peft_config, str(model) if isinstance(model, (str, Path)) else None)
     _switch_dropout_off(loaded)
     _use_fused_gelu(loaded)
     return loaded
+
+
+def _from_name(name: str) -> nn.Module:
+    """The model of a name or path; with its adapter, where there is one in the folder."""
+    base = base_of_folder(Path(name).expanduser())
+    if base is None:
+        return _from_pretrained(name)
+    try:
+        model = _from_pretrained(base)
+    except ModelError as error:
+        raise ModelError(
+            f"{name!r} holds an adapter whose base model cannot be had: {error} If it lies elsewhere now, write that "
+            "into adapter_config.json as base_model_name_or_path."
+        ) from error
+    return load_adapter(model, Path(name).expanduser())
 
 
 def _from_pretrained(name: str) -> PreTrainedModel:
@@ -156,8 +185,22 @@ def _use_fused_gelu(model: nn.Module) -> None:
 
 
 def frozen_copy(model: CausalLM) -> CausalLM:
-    """A copy in evaluation mode that takes no gradients."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
+    """A copy in evaluation mode that takes no gradients; it shares the base model's weights with an adapter's model."""
+    return _copy(model, model).eval().requires_grad_(False)
+
+
+def trunk_copy(model: CausalLM) -> PreTrainedModel:
+    """A copy of the model's trunk, to be trained by itself; likewise."""
+    return _copy(trunk_of(model), model)
+
+
+def _copy(part: Any, model: CausalLM) -> Any:
+    return copy.deepcopy(part, {id(weight): weight for weight in fixed_weights(model)})
+
+
+def portable_model(model: CausalLM) -> PretrainedConfig | AdaptedModel:
+    """What rebuilds the model without its weights, or without those that are its adapter's, and pickles no module."""
+    return blueprint(model) if is_adapted(model) else unwrapped(model).config
 
 
 @contextmanager

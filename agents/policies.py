@@ -5,7 +5,6 @@ Shapes: B rows, W tokens in the longest, N actions (tokens of the agent), D the 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,12 +14,23 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
 
+from textgym.adapters import (
+    AdaptedModel,
+    base_name,
+    base_weights,
+    check_base,
+    fingerprint,
+    fixed_weights,
+    is_adapted,
+    switches_off,
+)
 from textgym.agents.decoding import IncrementalDecoder, supports_row_cache
 from textgym.agents.heads import sample_inverse_cdf, token_log_probs
 from textgym.agents.language_model import (
@@ -29,6 +39,8 @@ from textgym.agents.language_model import (
     head_logits,
     load_causal_lm,
     plain_head,
+    portable_model,
+    trunk_copy,
     trunk_of,
     unwrapped,
 )
@@ -40,6 +52,7 @@ __all__ = ["CausalLMPolicy"]
 
 OBSERVATION_KEYS = {"input_ids", "attention_mask", "agent_mask"}
 VALUE_HEAD_FILE = "value_head.safetensors"
+BASE_FINGERPRINT = "base_fingerprint"  # in that file's metadata: of the base model that an adapter was trained on
 Observation = dict[str, Tensor]
 
 
@@ -66,7 +79,9 @@ class CausalLMPolicy(ActorCriticPolicy):
             weights); None: textgym's built-in model. A folder written by :meth:`save_pretrained` brings its value head.
         value: ``"shared"``: a linear head on the language model's last hidden state. ``"separate"``: on a copy of its
             trunk. Otherwise the name or path of a model whose trunk it starts from.
-        peft_config: A peft configuration; only the adapter and the value head are then trained.
+        peft_config: A peft configuration; only the adapter and the value head are then trained (and a value model of
+            its own, whose trunk then has an adapter too where it is a copy). A folder with an adapter needs none: its
+            adapter is trained on.
         dtype: ``"bfloat16"`` computes under autocast with the weights kept as they are; None: in the weights' own
             precision.
         temperature: Divides the logits, in sampling and in all log-probabilities alike.
@@ -139,7 +154,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         if self._sources.value == "shared":
             return None
         if self._sources.value == "separate":
-            return copy.deepcopy(trunk_of(self.model))
+            return trunk_copy(self.model)
         return trunk_of(load_causal_lm(self._sources.value))
 
     def _trunks(self) -> list[Any]:
@@ -263,7 +278,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         """
         model = self.model if model is None else model
         actions = actions.long().flatten()
-        head = unwrapped(model).get_output_embeddings() if self.plain_head else None
+        head = unwrapped(model).get_output_embeddings() if self._has_plain_head(model) else None
         if head is not None:
             weight = head.weight[: self.n_actions]
             bias = None if head.bias is None else head.bias[: self.n_actions]
@@ -290,8 +305,11 @@ class CausalLMPolicy(ActorCriticPolicy):
         model = self.model if model is None else model
         with self.autocast():
             head = unwrapped(model).get_output_embeddings()
-            logits = head(hidden) if self.plain_head else head_logits(model, hidden)
+            logits = head(hidden) if self._has_plain_head(model) else head_logits(model, hidden)
         return logits[:, : self.n_actions].float() / self.temperature
+
+    def _has_plain_head(self, model: CausalLM) -> bool:
+        return self.plain_head if model is self.model else plain_head(model) is not None
 
     def values(self, hidden: Tensor) -> Tensor:
         """Values (N, 1) float32 at the critic's hidden states (N, D)."""
@@ -308,25 +326,33 @@ class CausalLMPolicy(ActorCriticPolicy):
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes an ordinary transformers folder: safetensors and JSON only, the value head in a file of its own.
 
-        ``AutoModelForCausalLM`` loads it, and ``policy_kwargs={"model": folder}`` goes on training from it.
+        ``AutoModelForCausalLM`` loads it, and ``policy_kwargs={"model": folder}`` goes on training from it. Of a model
+        with an adapter it holds the adapter only, in peft's form, and its base model's name or path.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(folder)  # type: ignore[operator]
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self._value_state().items()}
-        save_file(state, folder / VALUE_HEAD_FILE, metadata={"format": "pt"})
+        metadata = {"format": "pt"}
+        if self.uses_adapter:
+            metadata[BASE_FINGERPRINT] = fingerprint(base_weights(self.model))
+        save_file(state, folder / VALUE_HEAD_FILE, metadata=metadata)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
 
     def _value_state(self) -> dict[str, Tensor]:
-        trunk = {} if self.value_trunk is None else self.value_trunk.state_dict()
-        return {**self.value_head.state_dict(), **{f"trunk.{name}": tensor for name, tensor in trunk.items()}}
+        trunk = {} if self.value_trunk is None else self.value_trunk.state_dict(prefix="trunk.")
+        left_out = {} if self.value_trunk is None else names_of(fixed_weights(self.model), self.value_trunk, "trunk.")
+        state = {**self.value_head.state_dict(), **trunk}
+        return {name: tensor for name, tensor in state.items() if name not in left_out}
 
     def _load_value_head(self, source: Any) -> None:
         """Takes what :meth:`save_pretrained` wrote, where the source is such a folder of the same kind of value."""
         file = Path(source) / VALUE_HEAD_FILE if isinstance(source, (str, Path)) else None
         if file is None or not file.is_file():
             return
+        with safe_open(file, "pt") as opened:
+            check_base(self.model, base_name(self.model), (opened.metadata() or {}).get(BASE_FINGERPRINT))
         state, own = load_file(file), self._value_state()
         if state.keys() != own.keys():
             return  # a shared head is no use on a separate trunk, nor the other way round
@@ -337,9 +363,9 @@ class CausalLMPolicy(ActorCriticPolicy):
             tensor.data.copy_(state[name])
 
     def rebuilding_kwargs(self) -> dict[str, Any]:
-        """What builds this policy again, with other weights, and needs no file: the model as its configuration."""
+        """What builds this policy again, with other weights, and needs no file but a base model's, if any."""
         value = "shared" if self.value_trunk is None else "separate"
-        return {"model": portable_model(self.model), "value": value}
+        return {"model": portable_model(self.model), "value": value, "peft_config": None}
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
@@ -347,7 +373,6 @@ class CausalLMPolicy(ActorCriticPolicy):
             "action_space": self.action_space,
             "lr_schedule": self._dummy_schedule,
             **self.rebuilding_kwargs(),
-            "peft_config": self._sources.peft_config,
             "dtype": self.compute_dtype,
             "temperature": self.temperature,
             "optimizer_class": self.optimizer_class,
@@ -357,7 +382,13 @@ class CausalLMPolicy(ActorCriticPolicy):
     @property
     def uses_adapter(self) -> bool:
         """Whether the model is a peft model, whose base model is found by switching the adapter off."""
-        return hasattr(self.model, "disable_adapter")
+        return is_adapted(self.model)
+
+    @property
+    def started_without_adapter(self) -> bool:
+        """Whether the model began as its own base model: its adapter is new, and can be switched off without trace."""
+        is_new = self._sources.peft_config is not None or isinstance(self._sources.model, AdaptedModel)
+        return is_new and self.uses_adapter and switches_off(self.model)
 
     @property
     def recomputes_log_probs(self) -> bool:
@@ -365,9 +396,11 @@ class CausalLMPolicy(ActorCriticPolicy):
         return self.compute_dtype is not None or next(self.model.parameters()).dtype != torch.float32
 
 
-def portable_model(model: CausalLM) -> Any:
-    """The model's configuration: what rebuilds it, without its weights and without pickling a module."""
-    return unwrapped(model).config
+def names_of(weights: Sequence[Tensor], module: nn.Module, prefix: str = "") -> set[str]:
+    """What these very parameters are called in a module's state."""
+    wanted = {id(weight) for weight in weights}
+    found = module.named_parameters(remove_duplicate=False)
+    return {prefix + name for name, parameter in found if id(parameter) in wanted}
 
 
 def builtin_model_path() -> str:
