@@ -51,10 +51,11 @@ class CausalLMQPolicy(CausalLMPolicy):
     Args:
         observation_space, action_space, lr_schedule: As in :class:`textgym.agents.CausalLMPolicy`.
         scale: What a nat of log-probability is worth, in units of the return; the temperature of the softmax policy.
-        **kwargs: As in :class:`textgym.agents.CausalLMPolicy`, but for ``value``.
+        **kwargs: As in :class:`textgym.agents.CausalLMPolicy`, but for ``value``, ``top_k`` and ``top_p``.
 
     Raises:
-        ConfigurationError: ``scale`` is not positive, or ``value`` is not ``"shared"``.
+        ConfigurationError: ``scale`` is not positive, ``value`` is not ``"shared"``, or an option is given that this
+            policy does not have.
     """
 
     def __init__(
@@ -64,6 +65,12 @@ class CausalLMQPolicy(CausalLMPolicy):
             raise ConfigurationError(f"scale must be positive, not {scale}.")
         if kwargs.get("value", "shared") != "shared":
             raise ConfigurationError(f"CausalLMQPolicy has its value on the language model, not {kwargs['value']!r}.")
+        for name in ("top_k", "top_p"):
+            if kwargs.get(name) is not None:
+                raise ConfigurationError(
+                    f"{name}={kwargs[name]}: a token that is cut off would have an action value of minus infinity; "
+                    "give a temperature below 1 for a greedier exploration."
+                )
         self.scale = scale
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 

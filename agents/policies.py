@@ -32,7 +32,7 @@ from textgym.adapters import (
     switches_off,
 )
 from textgym.agents.decoding import IncrementalDecoder, supports_row_cache
-from textgym.agents.heads import sample_inverse_cdf, token_log_probs
+from textgym.agents.heads import sample_inverse_cdf, token_log_probs, truncate
 from textgym.agents.language_model import (
     CausalLM,
     ModelLike,
@@ -85,11 +85,21 @@ class CausalLMPolicy(ActorCriticPolicy):
         dtype: ``"bfloat16"`` computes under autocast with the weights kept as they are; None: in the weights' own
             precision.
         temperature: Divides the logits, in sampling and in all log-probabilities alike.
+        top_k: Only the ``top_k`` likeliest tokens have a probability; None: all.
+        top_p: Of these, only the fewest likeliest with at least this probability together; None: all.
         optimizer_class: As in SB3.
         optimizer_kwargs: As in SB3; by default ``eps=1e-5`` (SB3's own) and the fused implementation of Adam.
 
+    With ``top_k`` or ``top_p`` the policy *is* the truncated distribution: in sampling, in old and new
+    log-probabilities, in the entropy and in the reference's log-probabilities alike. The tokens that are left are those
+    of the weights at the time, so an action may have left the set when its new log-probability is asked for, or be
+    outside the reference's. It then counts as one of the set: the ratio is finite where by the letter it is 0, and the
+    KL to the reference where it is infinite, which is thus estimated too low. When an action is drawn it is in the set,
+    and the ratio starts at 1. The gradient does not see the set move.
+
     Raises:
-        ConfigurationError: The spaces are not those of a token environment, or the model's context is too short.
+        ConfigurationError: The spaces are not those of a token environment, the model's context is too short, or an
+            option has a wrong value.
         TokenizerError: The environment's tokenizer has more entries than the model's head.
         ModelError: There is no such model.
     """
@@ -104,6 +114,8 @@ class CausalLMPolicy(ActorCriticPolicy):
         peft_config: Any = None,
         dtype: str | torch.dtype | None = None,
         temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
         use_sde: bool = False,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -111,13 +123,12 @@ class CausalLMPolicy(ActorCriticPolicy):
         _check_spaces(observation_space, action_space)
         if use_sde:
             raise ConfigurationError("use_sde=True is for continuous actions; a token environment's are discrete.")
-        if not temperature > 0:
-            raise ConfigurationError(f"temperature must be positive, not {temperature}.")
+        _check_sampling(temperature, top_k, top_p)
         if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
             optimizer_kwargs = {"eps": 1e-5, "fused": True}
         self._sources = _Sources(builtin_model_path() if model is None else model, value, peft_config)
         self.compute_dtype = _as_dtype(dtype)
-        self.temperature = temperature
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.tokenizer: Any = None
         self.entropy_gradient = True
         self._decoders: list[IncrementalDecoder] | None = None
@@ -283,8 +294,10 @@ class CausalLMPolicy(ActorCriticPolicy):
             weight = head.weight[: self.n_actions]
             bias = None if head.bias is None else head.bias[: self.n_actions]
             with self.autocast():
-                return token_log_probs(hidden, weight, bias, actions, self.temperature, self.entropy_gradient)
-        distribution = torch.distributions.Categorical(logits=self.logits(hidden, model), validate_args=False)
+                options = self.temperature, self.entropy_gradient, self.top_k, self.top_p
+                return token_log_probs(hidden, weight, bias, actions, *options)
+        logits = self.logits(hidden, model, kept=actions)
+        distribution = torch.distributions.Categorical(logits=logits, validate_args=False)
         with nullcontext() if self.entropy_gradient else torch.no_grad():
             entropy = distribution.entropy()
         return distribution.log_prob(actions), entropy
@@ -300,13 +313,29 @@ class CausalLMPolicy(ActorCriticPolicy):
             hidden = torch.cat([self.encode(trunk, g.input_ids)[g.rows, g.columns] for g in segments.groups])
             return self.log_probs(hidden, actions, model)[0]
 
-    def logits(self, hidden: Tensor, model: CausalLM | None = None) -> Tensor:
-        """Tempered logits (N, V) in float32, cut to the action space."""
+    def logits(self, hidden: Tensor, model: CausalLM | None = None, kept: Tensor | None = None) -> Tensor:
+        """Tempered logits (N, V) in float32, cut to the action space; minus infinity where they are truncated.
+
+        Args:
+            hidden: (N, D), the last hidden states of ``model``.
+            model: Whose head to use; None: the policy's own.
+            kept: (N,) tokens that are not cut off in any case.
+        """
         model = self.model if model is None else model
         with self.autocast():
             head = unwrapped(model).get_output_embeddings()
             logits = head(hidden) if self._has_plain_head(model) else head_logits(model, hidden)
-        return logits[:, : self.n_actions].float() / self.temperature
+        return truncate(logits[:, : self.n_actions].float() / self.temperature, self.top_k, self.top_p, kept)
+
+    @contextmanager
+    def untempered(self) -> Iterator[None]:
+        """Inside, the distribution is the model's own: at temperature 1, and whole."""
+        own = self.temperature, self.top_k, self.top_p
+        self.temperature, self.top_k, self.top_p = 1.0, None, None
+        try:
+            yield
+        finally:
+            self.temperature, self.top_k, self.top_p = own
 
     def _has_plain_head(self, model: CausalLM) -> bool:
         return self.plain_head if model is self.model else plain_head(model) is not None
@@ -375,6 +404,8 @@ class CausalLMPolicy(ActorCriticPolicy):
             **self.rebuilding_kwargs(),
             "dtype": self.compute_dtype,
             "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
         }
@@ -423,6 +454,15 @@ def _as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if name not in choices:
         raise ConfigurationError(f"dtype must be 'float32' or 'bfloat16', not {dtype!r}.")
     return choices[name]
+
+
+def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    if not temperature > 0:
+        raise ConfigurationError(f"temperature must be positive, not {temperature}.")
+    if top_k is not None and not (isinstance(top_k, int) and top_k >= 1):
+        raise ConfigurationError(f"top_k is a whole number of at least 1, or None for all tokens, not {top_k!r}.")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ConfigurationError(f"top_p is above 0 and at most 1, or None for all tokens, not {top_p!r}.")
 
 
 def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:

@@ -127,15 +127,15 @@ def imitate(
 def demonstration_loss(policy: CausalLMPolicy, examples: Sequence[Completion]) -> Tensor:
     """The mean negative log-likelihood of the agent's tokens in some demonstrations, in nats; a scalar.
 
-    It is that of the model itself, at temperature 1.
+    It is that of the model itself, at temperature 1 and over all tokens.
     """
     segments, tokens = _segments(examples, policy.device)
-    settings = policy.entropy_gradient, policy.temperature
-    policy.entropy_gradient, policy.temperature = False, 1.0
+    wanted, policy.entropy_gradient = policy.entropy_gradient, False
     try:
-        _, log_probs, _ = policy.evaluate_actions(segments, tokens)
+        with policy.untempered():
+            _, log_probs, _ = policy.evaluate_actions(segments, tokens)
     finally:
-        policy.entropy_gradient, policy.temperature = settings
+        policy.entropy_gradient = wanted
     return -log_probs.mean()
 
 
