@@ -23,7 +23,8 @@ from textgym.adapters import (
     load_adapter,
     put_adapter_on,
 )
-from textgym.errors import ModelError
+from textgym.errors import ConfigurationError, ModelError
+from textgym.rewards.models import load_pretrained
 
 __all__ = [
     "CausalLM",
@@ -32,6 +33,7 @@ __all__ = [
     "frozen_copy",
     "head_logits",
     "load_causal_lm",
+    "load_value_trunk",
     "plain_head",
     "portable_model",
     "trunk_copy",
@@ -111,6 +113,43 @@ def _from_pretrained(name: str) -> PreTrainedModel:
             f"cannot load the model {name!r}: it is no local folder with a causal language model, and no such model "
             f"could be had from the hub ({str(error).splitlines()[0] if str(error) else type(error).__name__})."
         ) from error
+
+
+def load_value_trunk(model: str | Path | PretrainedConfig) -> tuple[PreTrainedModel, nn.Linear | None]:
+    """The trunk of a language model or of a reward model, and the reward model's score head; adapters are merged.
+
+    Raises:
+        ModelError: There is no such model, or it is neither a causal language model nor a decoder with a score.
+        ConfigurationError: It has several classes.
+    """
+    if isinstance(model, PretrainedConfig) or not _is_classifier(str(model)):
+        loaded: Any = load_causal_lm(model)
+        loaded = loaded.merge_and_unload() if is_adapted(loaded) else loaded
+        return trunk_of(loaded).requires_grad_(True), None
+    classifier: Any = load_pretrained("AutoModelForSequenceClassification", str(model), device="cpu")
+    if classifier.config.num_labels != 1:
+        raise ConfigurationError(
+            f"the value model {str(model)!r} has {classifier.config.num_labels} classes; give a reward model with one "
+            "score, as RewardModelTrainer trains it."
+        )
+    score = getattr(classifier, "score", None)
+    width = classifier.config.get_text_config(decoder=True).hidden_size
+    if type(score) is not nn.Linear or score.in_features != width:  # encoders have a classifier, of a pooled state
+        raise ModelError(
+            f"the value model {str(model)!r} is a {type(classifier).__name__}, whose score is not a linear function of "
+            "the last token; give a reward model made from a causal language model."
+        )
+    _switch_dropout_off(classifier)
+    _use_fused_gelu(classifier)
+    return classifier.base_model.requires_grad_(True), score
+
+
+def _is_classifier(name: str) -> bool:
+    try:
+        config = AutoConfig.from_pretrained(str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name)
+    except (OSError, ValueError, KeyError):
+        return False  # an adapter without a configuration of its own; or nothing, which loading will say
+    return any("ForSequenceClassification" in architecture for architecture in config.architectures or ())
 
 
 def unwrapped(model: nn.Module) -> Any:

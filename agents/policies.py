@@ -20,6 +20,7 @@ from stable_baselines3.common.distributions import CategoricalDistribution, Dist
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
+from transformers import AutoConfig, PretrainedConfig
 
 from textgym.adapters import (
     AdaptedModel,
@@ -38,6 +39,7 @@ from textgym.agents.language_model import (
     ModelLike,
     head_logits,
     load_causal_lm,
+    load_value_trunk,
     plain_head,
     portable_model,
     trunk_copy,
@@ -52,6 +54,7 @@ __all__ = ["CausalLMPolicy"]
 
 OBSERVATION_KEYS = {"input_ids", "attention_mask", "agent_mask"}
 VALUE_HEAD_FILE = "value_head.safetensors"
+VALUE_MODEL_FOLDER = "value_model"  # its configuration, where it is not the actor's; its weights are in that file
 BASE_FINGERPRINT = "base_fingerprint"  # in that file's metadata: of the base model that an adapter was trained on
 Observation = dict[str, Tensor]
 
@@ -61,7 +64,7 @@ class _Sources:
     """What the networks are built from, kept out of the module's own submodules."""
 
     model: Any
-    value: str
+    value: str | Path | PretrainedConfig
     peft_config: Any
 
 
@@ -78,7 +81,12 @@ class CausalLMPolicy(ActorCriticPolicy):
         model: A name, a path, a PreTrainedModel (used in place, in its own precision) or a configuration (random
             weights); None: textgym's built-in model. A folder written by :meth:`save_pretrained` brings its value head.
         value: ``"shared"``: a linear head on the language model's last hidden state. ``"separate"``: on a copy of its
-            trunk. Otherwise the name or path of a model whose trunk it starts from.
+            trunk (or the value model that the folder was saved with). Otherwise the name or path of a model whose trunk
+            it starts from, a configuration, or a reward model of one score, such as
+            :class:`textgym.agents.RewardModelTrainer` saves: the value is then at first the reward model's score of the
+            tokens so far (Ouyang et al., "Training language models to follow instructions with human feedback", 2022,
+            section 3.5, https://arxiv.org/abs/2203.02155). It reads the policy's own token ids, to the last one;
+            transformers' classifiers pass over tokens at the end that are their padding token.
         peft_config: A peft configuration; only the adapter and the value head are then trained (and a value model of
             its own, whose trunk then has an adapter too where it is a copy). A folder with an adapter needs none: its
             adapter is trained on.
@@ -110,7 +118,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         action_space: spaces.Space,
         lr_schedule: Schedule,
         model: ModelLike | nn.Module | None = None,
-        value: str = "shared",
+        value: str | Path | PretrainedConfig = "shared",
         peft_config: Any = None,
         dtype: str | torch.dtype | None = None,
         temperature: float = 1.0,
@@ -149,24 +157,44 @@ class CausalLMPolicy(ActorCriticPolicy):
         self.max_context = int(self.observation_space["input_ids"].shape[0])  # type: ignore[index]
         self.model: CausalLM = load_causal_lm(self._sources.model, self._sources.peft_config)
         _check_fit(self.model, self.n_actions, self.max_context)
-        self.value_trunk = self._build_value_trunk()
+        self.value_trunk, score = self._build_value_trunk()
         trunk = self.value_trunk or trunk_of(self.model)
         width = trunk.config.get_text_config(decoder=True).hidden_size
         self.value_head = nn.Linear(width, 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
-        self._load_value_head(self._sources.model)
+        if score is not None:
+            self.value_head.load_state_dict(score.state_dict(), strict=False)  # most have no bias
+        self._load_value_head()
         self.plain_head = plain_head(self.model) is not None
         self.can_decode_incrementally = all(supports_row_cache(t, self.max_context) for t in self._trunks())
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         self.optimizer = self.optimizer_class(trained, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
-    def _build_value_trunk(self) -> Any:
-        if self._sources.value == "shared":
+    def _build_value_trunk(self) -> tuple[Any, nn.Linear | None]:
+        """The critic's own transformer, None where it is the actor's; and the head that it came with, if any."""
+        source = self._sources.value
+        if source == "shared":
+            return None, None
+        if source == "separate":
+            source = self._saved_value_config() or source
+        self._value_is_copy = source == "separate"
+        if source == "separate":
+            return trunk_copy(self.model), None
+        trunk, score = load_value_trunk(source)
+        _check_value_fit(trunk, source, self.n_actions, self.max_context)
+        return trunk, score
+
+    def _saved_value_config(self) -> PretrainedConfig | None:
+        """The value model's configuration, where :meth:`save_pretrained` wrote one that is not the actor's."""
+        folder = self._saved_folder()
+        if folder is None or not (folder / VALUE_MODEL_FOLDER / "config.json").is_file():
             return None
-        if self._sources.value == "separate":
-            return trunk_copy(self.model)
-        return trunk_of(load_causal_lm(self._sources.value))
+        return AutoConfig.from_pretrained(folder / VALUE_MODEL_FOLDER)
+
+    def _saved_folder(self) -> Path | None:
+        source = self._sources.model
+        return Path(source).expanduser() if isinstance(source, (str, Path)) else None
 
     def _trunks(self) -> list[Any]:
         trunks = [trunk_of(self.model)]
@@ -366,6 +394,9 @@ class CausalLMPolicy(ActorCriticPolicy):
         if self.uses_adapter:
             metadata[BASE_FINGERPRINT] = fingerprint(base_weights(self.model))
         save_file(state, folder / VALUE_HEAD_FILE, metadata=metadata)
+        (folder / VALUE_MODEL_FOLDER / "config.json").unlink(missing_ok=True)
+        if self.value_trunk is not None and not self._value_is_copy:
+            self.value_trunk.config.save_pretrained(folder / VALUE_MODEL_FOLDER)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
 
@@ -375,10 +406,10 @@ class CausalLMPolicy(ActorCriticPolicy):
         state = {**self.value_head.state_dict(), **trunk}
         return {name: tensor for name, tensor in state.items() if name not in left_out}
 
-    def _load_value_head(self, source: Any) -> None:
+    def _load_value_head(self) -> None:
         """Takes what :meth:`save_pretrained` wrote, where the source is such a folder of the same kind of value."""
-        file = Path(source) / VALUE_HEAD_FILE if isinstance(source, (str, Path)) else None
-        if file is None or not file.is_file():
+        folder = self._saved_folder()
+        if folder is None or not (file := folder / VALUE_HEAD_FILE).is_file():
             return
         with safe_open(file, "pt") as opened:
             check_base(self.model, base_name(self.model), (opened.metadata() or {}).get(BASE_FINGERPRINT))
@@ -393,7 +424,9 @@ class CausalLMPolicy(ActorCriticPolicy):
 
     def rebuilding_kwargs(self) -> dict[str, Any]:
         """What builds this policy again, with other weights, and needs no file but a base model's, if any."""
-        value = "shared" if self.value_trunk is None else "separate"
+        value: Any = "shared"
+        if self.value_trunk is not None:
+            value = "separate" if self._value_is_copy else self.value_trunk.config
         return {"model": portable_model(self.model), "value": value, "peft_config": None}
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -475,16 +508,30 @@ def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -
 
 
 def _check_fit(model: CausalLM, n_actions: int, max_context: int) -> None:
-    config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr,operator]
     width = int(unwrapped(model).get_output_embeddings().weight.shape[0])  # type: ignore[operator]
     if width < n_actions:
         raise TokenizerError(
             f"the environment's tokenizer has {n_actions} entries and the model's head only {width}; "
             "make the environment with the model's own tokenizer."
         )
-    positions = getattr(config, "max_position_embeddings", None)
+    _check_positions(model.config, max_context, "the model's")
+
+
+def _check_value_fit(trunk: Any, source: Any, n_actions: int, max_context: int) -> None:
+    n_embeddings = int(trunk.get_input_embeddings().weight.shape[0])
+    if n_embeddings < n_actions:
+        raise TokenizerError(
+            f"the environment's tokenizer has {n_actions} entries and the value model only {n_embeddings} "
+            f"(value={type(source).__name__ if isinstance(source, PretrainedConfig) else str(source)!r}); give a value "
+            "model with the policy's own tokenizer, whose ids it reads."
+        )
+    _check_positions(trunk.config, max_context, "the value model's")
+
+
+def _check_positions(config: Any, max_context: int, whose: str) -> None:
+    positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     if positions is not None and positions < max_context:
         raise ConfigurationError(
-            f"the environment's max_context is {max_context} tokens and the model's only {positions}; "
+            f"the environment's max_context is {max_context} tokens and {whose} only {positions}; "
             f"make the environment with max_context={positions} or less."
         )

@@ -138,7 +138,9 @@ class RewardModelTrainer(Trainer):
         """Trainer's; beside an adapter the model's configuration, which says that there is one score."""
         super().save_model(output_dir, _internal_call)
         if is_adapted(self.model) and self.args.should_save:
-            self.reward.model.config.save_pretrained(output_dir or str(self.args.output_dir))
+            config = copy.deepcopy(self.reward.model.config)
+            config.architectures = [type(self.reward.model).__name__]
+            config.save_pretrained(output_dir or str(self.args.output_dir))
 
     def _report(self, prediction: Any) -> dict[str, float]:
         return preference_report(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), self.kind)

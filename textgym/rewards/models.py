@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     ModelLike = str | os.PathLike[str] | PreTrainedModel
     TokenizerLike = str | os.PathLike[str] | PreTrainedTokenizerBase
 
-__all__ = ["EmbeddingSimilarity", "Fluency", "RewardModel", "check_template", "prompt_and_response"]
+__all__ = ["EmbeddingSimilarity", "Fluency", "RewardModel", "check_template", "load_pretrained", "prompt_and_response"]
 
 Activation = Literal["logit", "log_probability", "probability"]
 Pooling = Literal["mean", "cls", "last"]
@@ -440,7 +440,7 @@ def _load(
     """A model and its tokenizer; ``may_lack`` is the prefix of weights that are not used."""
     if isinstance(model, (str, os.PathLike)):
         name = os.fspath(model)
-        loaded = _from_pretrained(auto_class, name, device, dtype, may_lack)
+        loaded = load_pretrained(auto_class, name, device, dtype, may_lack)
     elif hasattr(model, "config") and hasattr(model, "forward"):
         if device != "auto" or dtype is not None:
             raise ConfigurationError(
@@ -461,9 +461,18 @@ def _load(
     return loaded, its_tokenizer
 
 
-def _from_pretrained(
-    auto_class: str, name: str, device: str | torch.device, dtype: str | torch.dtype | None, may_lack: str | None
+def load_pretrained(
+    auto_class: str,
+    name: str,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
+    may_lack: str | None = None,
 ) -> PreTrainedModel:
+    """A model all of whose weights are there, but those under ``may_lack``; an adapter is merged into its base model.
+
+    Raises:
+        ModelError: There is no such model, or it was trained for something else.
+    """
     import torch
     import transformers
     from safetensors import SafetensorError
@@ -487,7 +496,7 @@ def _from_pretrained(
         ) from error
     lacks = set(info["missing_keys"])
     if base is not None:
-        model = load_adapter(model, name).get_base_model()
+        model = load_adapter(model, name).merge_and_unload()
         lacks -= adapter_tensors(name)
     missing = sorted(key for key in lacks if may_lack is None or not key.startswith(may_lack))
     if missing:  # transformers would fill them with random numbers
