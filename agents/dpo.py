@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
+from textgym.adapters import switches_off
 from textgym.agents.completions import Completion, collate, complete, sequence_log_probs
 from textgym.agents.language_model import ModelLike, adapters_disabled, frozen_copy, load_causal_lm
 from textgym.agents.objectives import dpo_loss
@@ -33,14 +34,16 @@ class DPO(Trainer):
     (https://arxiv.org/abs/2305.18290).
 
     Args:
-        model: A name, path or model; the built-in one where None. With an adapter, the reference is the model with the
-            adapter switched off, else a frozen copy.
+        model: A name, path or model; the built-in one where None. The reference is the model as it is at the start:
+            with a new adapter, that is the same model with the adapter switched off, else a frozen copy (of the adapter
+            alone, where the model came with one).
         args: transformers' ``TrainingArguments``.
         train_dataset: Preferences; a ranking of several counts as its neighbouring pairs.
         eval_dataset: Likewise, for ``evaluate()``.
         tokenizer: The model's; None: the one of its name or path.
         beta: How strongly the model is held to the reference.
-        peft_config: Wraps the model in an adapter.
+        peft_config: Wraps the model in a new adapter; what is saved is then the adapter alone, which needs the base
+            model's name or path.
         **kwargs: Of ``Trainer``.
 
     Raises:
@@ -65,7 +68,8 @@ class DPO(Trainer):
         source, self.tokenizer = source_and_tokenizer(model, tokenizer)
         loaded: Any = load_causal_lm(source, peft_config)
         self.beta = beta
-        self.reference = None if hasattr(loaded, "disable_adapter") else frozen_copy(loaded)
+        starts_at_base = peft_config is not None and switches_off(loaded)
+        self.reference = None if starts_at_base else frozen_copy(loaded)
         renderer = Renderer(self.tokenizer)
         self._figures: dict[str, list[float]] = defaultdict(list)
         super().__init__(

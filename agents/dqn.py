@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from stable_baselines3.common.type_aliases import RolloutReturn, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
+from textgym.adapters import fixed_weights
 from textgym.agents.heads import CHUNK_ELEMENTS
 from textgym.agents.interface import LanguageModelAgent
 from textgym.agents.language_model import frozen_copy, trunk_of
@@ -22,6 +24,21 @@ from textgym.agents.replay import ReplaySamples, TokenReplayBuffer
 from textgym.errors import ConfigurationError
 
 __all__ = ["DQN", "CausalLMQPolicy"]
+
+
+class _Networks(nn.ModuleList):
+    """A model and its value head, whose parameters are those that the target follows.
+
+    An adapter's base model is left out: online and target network share it, and SB3's update writes in place.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], fixed: Iterable[nn.Parameter]) -> None:
+        super().__init__(modules)
+        self.fixed = {id(parameter) for parameter in fixed}
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """All but the fixed ones."""
+        return (parameter for parameter in super().parameters(recurse) if id(parameter) not in self.fixed)
 
 
 class CausalLMQPolicy(CausalLMPolicy):
@@ -34,10 +51,11 @@ class CausalLMQPolicy(CausalLMPolicy):
     Args:
         observation_space, action_space, lr_schedule: As in :class:`textgym.agents.CausalLMPolicy`.
         scale: What a nat of log-probability is worth, in units of the return; the temperature of the softmax policy.
-        **kwargs: As in :class:`textgym.agents.CausalLMPolicy`, but for ``value``.
+        **kwargs: As in :class:`textgym.agents.CausalLMPolicy`, but for ``value``, ``top_k`` and ``top_p``.
 
     Raises:
-        ConfigurationError: ``scale`` is not positive, or ``value`` is not ``"shared"``.
+        ConfigurationError: ``scale`` is not positive, ``value`` is not ``"shared"``, or an option is given that this
+            policy does not have.
     """
 
     def __init__(
@@ -47,13 +65,19 @@ class CausalLMQPolicy(CausalLMPolicy):
             raise ConfigurationError(f"scale must be positive, not {scale}.")
         if kwargs.get("value", "shared") != "shared":
             raise ConfigurationError(f"CausalLMQPolicy has its value on the language model, not {kwargs['value']!r}.")
+        for name in ("top_k", "top_p"):
+            if kwargs.get(name) is not None:
+                raise ConfigurationError(
+                    f"{name}={kwargs[name]}: a token that is cut off would have an action value of minus infinity; "
+                    "give a temperature below 1 for a greedier exploration."
+                )
         self.scale = scale
         super().__init__(observation_space, action_space, lr_schedule, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
         self.entropy_gradient = False
-        self.target = nn.ModuleList([frozen_copy(self.model), frozen_copy(self.value_head)])
+        self.target = _Networks([frozen_copy(self.model), frozen_copy(self.value_head)], fixed_weights(self.model))
 
     def act(self, obs: Observation, exploring: Tensor, masks: Tensor | None) -> Tensor:
         """Actions (B,) int64: greedy, or drawn from the softmax policy where (B,) ``exploring`` is true."""
@@ -83,13 +107,11 @@ class CausalLMQPolicy(CausalLMPolicy):
         return logits if masks is None else logits.masked_fill(~masks, -torch.inf)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        parameters = super()._get_constructor_parameters()
-        parameters.pop("value")
-        return {**parameters, "scale": self.scale}
+        return {**super()._get_constructor_parameters(), "scale": self.scale}
 
     def rebuilding_kwargs(self) -> dict[str, Any]:
         """What builds this policy again, with other weights, and needs no file."""
-        return {"model": super().rebuilding_kwargs()["model"]}
+        return {name: value for name, value in super().rebuilding_kwargs().items() if name != "value"}
 
 
 class DQN(LanguageModelAgent, stable_baselines3.DQN):
@@ -133,7 +155,8 @@ class DQN(LanguageModelAgent, stable_baselines3.DQN):
         if not self.is_language_model:
             super()._create_aliases()
             return
-        self.q_net: Any = nn.ModuleList([self.policy.model, self.policy.value_head])
+        networks = [self.policy.model, self.policy.value_head]
+        self.q_net: Any = _Networks(networks, fixed_weights(self.policy.model))
         self.q_net_target: Any = self.policy.target
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:  # type: ignore[override]

@@ -11,10 +11,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["sample_inverse_cdf", "token_log_probs"]
+__all__ = ["sample_inverse_cdf", "token_log_probs", "truncate"]
 
 CHUNK_ELEMENTS = 2**21
 """Logits held at a time: 8 MB in float32, about the size of a processor's last cache."""
+
+FIRST_LOOK = 256
+"""How many of the likeliest tokens are looked at first for those that make up a share of the probability."""
+
+CUT_OFF = -1e9
+"""In place of minus infinity where it is multiplied by its probability: 0 times this is 0, and its exponential is 0."""
 
 
 def token_log_probs(
@@ -24,8 +30,13 @@ def token_log_probs(
     tokens: Tensor,
     temperature: float = 1.0,
     entropy_gradient: bool = True,
+    top_k: int | None = None,
+    top_p: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each token, and the entropy of its distribution, ``softmax(hidden @ weight.T / temperature)``.
+
+    With ``top_k`` or ``top_p`` the distribution is the truncated one of :func:`truncate`, the token always kept. The
+    gradient is that of the distribution over the set as it is; that the set moves with the weights has none.
 
     The logits are computed chunk by chunk, and again in the backward pass (the idea of Wijmans et al., "Cut Your
     Losses in Large-Vocabulary Language Models", 2024), so memory is bounded by the chunk.
@@ -37,11 +48,12 @@ def token_log_probs(
         tokens: (N,) int64.
         temperature: Divides the logits.
         entropy_gradient: False leaves the entropy out of the backward pass.
+        top_k, top_p: As in :func:`truncate`.
 
     Returns:
         Two float32 tensors of shape (N,).
     """
-    return _TokenLogProbs.apply(hidden, weight, bias, tokens, temperature, entropy_gradient)
+    return _TokenLogProbs.apply(hidden, weight, bias, tokens, temperature, entropy_gradient, top_k, top_p)
 
 
 class _TokenLogProbs(torch.autograd.Function):
@@ -54,6 +66,8 @@ class _TokenLogProbs(torch.autograd.Function):
         tokens: Tensor,
         temperature: float,
         entropy_gradient: bool,
+        top_k: int | None,
+        top_p: float | None,
     ) -> tuple[Tensor, Tensor]:
         device = hidden.device.type
         ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
@@ -61,21 +75,25 @@ class _TokenLogProbs(torch.autograd.Function):
         hidden_low, weight_low = hidden.to(ctx.dtype), weight.to(ctx.dtype)
         log_prob = torch.empty(len(tokens), dtype=torch.float32, device=hidden.device)
         log_sum, entropy = torch.empty_like(log_prob), torch.empty_like(log_prob)
+        bounds = None if top_k is None and top_p is None else torch.empty_like(log_prob)[:, None]
         for rows in _chunks(len(tokens), len(weight)):
             logits = _logits(hidden_low[rows], weight_low, bias, temperature)
+            if bounds is not None:
+                bounds[rows] = _lower_bound(logits, top_k, top_p)
+                logits.masked_fill_(_outside(logits, bounds[rows], tokens[rows]), CUT_OFF)
             top = logits.amax(-1, keepdim=True)
             exponentials = torch.exp(logits - top)
             total = exponentials.sum(-1)
             log_sum[rows] = total.log() + top.squeeze(-1)
             log_prob[rows] = logits.gather(-1, tokens[rows, None]).squeeze(-1) - log_sum[rows]
             entropy[rows] = log_sum[rows] - torch.linalg.vecdot(exponentials, logits) / total
-        ctx.save_for_backward(hidden, weight, bias, tokens, log_sum, entropy)
+        ctx.save_for_backward(hidden, weight, bias, tokens, log_sum, entropy, bounds)
         return log_prob, entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_log_prob: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, tokens, log_sum, entropy = ctx.saved_tensors
+        hidden, weight, bias, tokens, log_sum, entropy, bounds = ctx.saved_tensors
         hidden_low, weight_low = hidden.to(ctx.dtype), weight.to(ctx.dtype)
         needs_weight = ctx.needs_input_grad[1]
         grad_hidden = torch.empty_like(hidden)
@@ -83,6 +101,8 @@ class _TokenLogProbs(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         for rows in _chunks(len(tokens), len(weight)):
             logits = _logits(hidden_low[rows], weight_low, bias, ctx.temperature)
+            if bounds is not None:
+                logits.masked_fill_(_outside(logits, bounds[rows], tokens[rows]), CUT_OFF)
             logits -= log_sum[rows, None]
             # d log p(a) / d logit_j = 1[j = a] - p_j;  d H / d logit_j = -p_j (log p_j + H)
             scale = -grad_log_prob[rows, None]
@@ -101,7 +121,7 @@ class _TokenLogProbs(torch.autograd.Function):
                     grad_weight.addmm_(grad.T, hidden_low[rows])
                 else:
                     grad_weight += grad.T @ hidden_low[rows]
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
 
 def _chunks(n_rows: int, width: int) -> list[slice]:
@@ -116,6 +136,81 @@ def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: fl
     if temperature != 1.0:
         logits /= temperature
     return logits
+
+
+# ---------------------------------------------------------------- truncation
+
+
+def truncate(
+    logits: Tensor, top_k: int | None = None, top_p: float | None = None, kept: Tensor | None = None
+) -> Tensor:
+    """Logits with minus infinity at the tokens that are cut off, first by ``top_k`` and then by ``top_p``.
+
+    The sets are those of transformers' ``TopKLogitsWarper`` and ``TopPLogitsWarper``, but that tokens with the same
+    logit as the last one of the nucleus are in it too, whatever their order.
+
+    Source: Fan et al., "Hierarchical Neural Story Generation", 2018 (top-k); Holtzman et al., "The Curious Case of
+    Neural Text Degeneration", 2020, equation 2 (top-p, https://arxiv.org/abs/1904.09751).
+
+    Args:
+        logits: (R, V) float32.
+        top_k: How many of the likeliest tokens are left; None: all.
+        top_p: The fewest likeliest tokens with at least this probability are left (of what ``top_k`` leaves,
+            normalised); None: all.
+        kept: (R,) int64, a token of each row that is never cut off; None: there is none.
+
+    Returns:
+        (R, V); the logits themselves where nothing is asked.
+    """
+    if top_k is None and top_p is None:
+        return logits
+    bound = _lower_bound(logits.detach(), top_k, top_p)
+    return logits.masked_fill(_outside(logits, bound, kept), -torch.inf)
+
+
+def _outside(logits: Tensor, bounds: Tensor, kept: Tensor | None) -> Tensor:
+    """What lies below its row's bound (R, 1) and is not kept; (R, V) bool."""
+    outside = logits < bounds
+    return outside if kept is None else outside.scatter_(-1, kept[:, None], False)
+
+
+def _lower_bound(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+    """A number a row, (R, 1), between the lowest logit that is left and the highest that is cut off."""
+    bound = torch.full_like(logits[:, :1], -torch.inf)
+    if top_k is not None and top_k < logits.shape[-1]:
+        highest = logits.topk(top_k + 1).values
+        bound = _between(highest[:, top_k - 1 : top_k], highest[:, top_k:])
+    if top_p is not None and top_p < 1:
+        left = logits.masked_fill(logits < bound, -torch.inf)
+        bound = torch.maximum(bound, _nucleus_bound(left, top_p))
+    return bound
+
+
+def _nucleus_bound(logits: Tensor, top_p: float) -> Tensor:
+    """Likewise for ``top_p``: a token is left where the likelier ones together have less than that. Sorts no more than
+    it must of a large vocabulary.
+    """
+    width = logits.shape[-1]
+    total = logits.logsumexp(-1, keepdim=True)
+    size = min(FIRST_LOOK, width)
+    while True:
+        highest = logits.topk(size).values
+        likelier = (highest - total).exp_().cumsum(-1)[:, :-1]
+        n_left = 1 + (likelier < top_p).sum(-1, keepdim=True)
+        if size == width or bool((n_left < size).all()):
+            break
+        size = min(8 * size, width)
+    following = highest.gather(-1, n_left.clamp_max(size - 1)).masked_fill_(n_left == size, -torch.inf)
+    return _between(highest.gather(-1, n_left - 1), following)
+
+
+def _between(high: Tensor, low: Tensor) -> Tensor:
+    """In the middle, so that rounding moves nothing across; ``high`` where they are the same or next to each other."""
+    middle = low + (high - low) / 2
+    return torch.where(torch.isneginf(low), low, torch.where(middle > low, middle, high))
+
+
+# ------------------------------------------------------------------- sampling
 
 
 def sample_inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:

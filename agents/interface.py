@@ -12,10 +12,12 @@ import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv
 
-from textgym.agents.policies import CausalLMPolicy
+from textgym.adapters import base_name, fixed_weights
+from textgym.agents.policies import CausalLMPolicy, names_of
 from textgym.errors import CheckpointError
 
 __all__ = ["LanguageModelAgent", "is_unscored"]
@@ -55,6 +57,36 @@ class LanguageModelAgent(BaseAlgorithm):
         policy: Any = self.policy
         return {"policy_kwargs": {**self.policy_kwargs, **policy.rebuilding_kwargs()}}
 
+    def get_parameters(self) -> dict[str, dict[str, Any]]:
+        """SB3's, without what an adapter's base model has on disk; :meth:`set_parameters` takes it with and without."""
+        parameters = super().get_parameters()
+        for name, state in parameters.items():
+            for key in self._of_base_model(name):
+                del state[key]
+        return parameters
+
+    def set_parameters(
+        self, load_path_or_dict: Any, exact_match: bool = True, device: torch.device | str = "auto"
+    ) -> None:
+        """SB3's; what an adapter's base model has on disk may be left out."""
+        given = load_path_or_dict
+        if not isinstance(given, dict):
+            _, given, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
+        complete: Any = {}
+        for name, state in given.items():
+            of_base = self._of_base_model(name)
+            own = getattr(self, name).state_dict() if of_base else {}
+            complete[name] = {**{key: own[key] for key in of_base}, **state}
+        super().set_parameters(complete, exact_match, device)
+
+    def _of_base_model(self, name: str) -> set[str]:
+        """The weights in the state of ``policy`` or ``reference`` that are on disk under a base model's name."""
+        holder: Any = getattr(self, name, None)
+        if not self.is_language_model or not isinstance(holder, torch.nn.Module):
+            return set()
+        model = holder.model if isinstance(holder, CausalLMPolicy) else holder
+        return set() if base_name(model) is None else names_of(fixed_weights(model), holder)
+
     def save(
         self,
         path: str | pathlib.Path | io.BufferedIOBase,
@@ -63,7 +95,9 @@ class LanguageModelAgent(BaseAlgorithm):
     ) -> None:
         """Writes SB3's zip: settings, weights, optimizer and, where there is one, the original reference's weights.
 
-        A language model is stored as its configuration and weights, not as a pickled module. To hand an agent on, use
+        A language model is stored as its configuration and weights, not as a pickled module. Of a model with an adapter
+        only the adapter is stored, with the base model's name or path, from which :meth:`load` takes the rest; a base
+        model that was given as an object, which may be on no disk, is stored too. To hand an agent on, use
         ``agent.policy.save_pretrained(folder)``.
         """
         portable = self._portable_settings() if self.is_language_model else {}
@@ -91,6 +125,7 @@ class LanguageModelAgent(BaseAlgorithm):
 
         Raises:
             CheckpointError: The file is cut off, or no agent of this kind.
+            ModelError: An adapter's base model is not where it was, or has other weights than it had.
         """
         _check_zip(path)
         return super().load(path, env, device, custom_objects, print_system_info, force_reset, **kwargs)  # type: ignore[arg-type]

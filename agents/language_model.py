@@ -14,7 +14,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.activations import ACT2FN, NewGELUActivation
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from textgym.errors import ModelError
+from textgym.adapters import (
+    AdaptedModel,
+    base_of_folder,
+    blueprint,
+    fixed_weights,
+    is_adapted,
+    load_adapter,
+    put_adapter_on,
+)
+from textgym.errors import ConfigurationError, ModelError
+from textgym.rewards.models import load_pretrained
 
 __all__ = [
     "CausalLM",
@@ -23,12 +33,15 @@ __all__ = [
     "frozen_copy",
     "head_logits",
     "load_causal_lm",
+    "load_value_trunk",
     "plain_head",
+    "portable_model",
+    "trunk_copy",
     "trunk_of",
     "unwrapped",
 ]
 
-ModelLike = str | Path | PretrainedConfig | PreTrainedModel
+ModelLike = str | Path | PretrainedConfig | PreTrainedModel | AdaptedModel
 CausalLM = nn.Module
 """A ``PreTrainedModel`` with a language-model head, or a ``peft.PeftModel`` around one."""
 
@@ -38,16 +51,21 @@ def load_causal_lm(model: ModelLike | nn.Module, peft_config: Any = None) -> Cau
 
     Args:
         model: A PreTrainedModel (or PeftModel) is used in place; weights are loaded from safetensors, or from pickles
-            with ``weights_only``.
-        peft_config: Wraps it in an adapter.
+            with ``weights_only``. A folder with an adapter gives the base model that it names, with that adapter.
+        peft_config: Wraps it in a new adapter.
 
     Raises:
         ModelError: There is no such model, or it is no causal language model.
+        ConfigurationError: It has an adapter already, or ``peft_config`` is none for the model's layers.
     """
+    if isinstance(model, AdaptedModel):
+        rebuilt = load_causal_lm(model.base, model.adapter)
+        model.check(rebuilt)
+        return rebuilt
     if isinstance(model, PretrainedConfig):
         loaded: nn.Module = AutoModelForCausalLM.from_config(model)
     elif isinstance(model, (str, Path)):
-        loaded = _from_pretrained(str(model))
+        loaded = _from_name(str(model))
     elif isinstance(model, nn.Module) and hasattr(model, "get_output_embeddings"):
         loaded = model
     else:
@@ -57,12 +75,25 @@ def load_causal_lm(model: ModelLike | nn.Module, peft_config: Any = None) -> Cau
     if getattr(unwrapped(loaded), "get_output_embeddings", lambda: None)() is None:
         raise ModelError(f"{type(loaded).__name__} has no language-model head; give a model ...ForCausalLM.")
     if peft_config is not None:
-        from peft import get_peft_model
-
-        loaded = get_peft_model(loaded, peft_config)  # type: ignore[arg-type]
+        loaded = put_adapter_on(loaded, peft_config, str(model) if isinstance(model, (str, Path)) else None)
     _switch_dropout_off(loaded)
     _use_fused_gelu(loaded)
     return loaded
+
+
+def _from_name(name: str) -> nn.Module:
+    """The model of a name or path; with its adapter, where there is one in the folder."""
+    base = base_of_folder(Path(name).expanduser())
+    if base is None:
+        return _from_pretrained(name)
+    try:
+        model = _from_pretrained(base)
+    except ModelError as error:
+        raise ModelError(
+            f"{name!r} holds an adapter whose base model cannot be had: {error} If it lies elsewhere now, write that "
+            "into adapter_config.json as base_model_name_or_path."
+        ) from error
+    return load_adapter(model, Path(name).expanduser())
 
 
 def _from_pretrained(name: str) -> PreTrainedModel:
@@ -82,6 +113,43 @@ def _from_pretrained(name: str) -> PreTrainedModel:
             f"cannot load the model {name!r}: it is no local folder with a causal language model, and no such model "
             f"could be had from the hub ({str(error).splitlines()[0] if str(error) else type(error).__name__})."
         ) from error
+
+
+def load_value_trunk(model: str | Path | PretrainedConfig) -> tuple[PreTrainedModel, nn.Linear | None]:
+    """The trunk of a language model or of a reward model, and the reward model's score head; adapters are merged.
+
+    Raises:
+        ModelError: There is no such model, or it is neither a causal language model nor a decoder with a score.
+        ConfigurationError: It has several classes.
+    """
+    if isinstance(model, PretrainedConfig) or not _is_classifier(str(model)):
+        loaded: Any = load_causal_lm(model)
+        loaded = loaded.merge_and_unload() if is_adapted(loaded) else loaded
+        return trunk_of(loaded).requires_grad_(True), None
+    classifier: Any = load_pretrained("AutoModelForSequenceClassification", str(model), device="cpu")
+    if classifier.config.num_labels != 1:
+        raise ConfigurationError(
+            f"the value model {str(model)!r} has {classifier.config.num_labels} classes; give a reward model with one "
+            "score, as RewardModelTrainer trains it."
+        )
+    score = getattr(classifier, "score", None)
+    width = classifier.config.get_text_config(decoder=True).hidden_size
+    if type(score) is not nn.Linear or score.in_features != width:  # encoders have a classifier, of a pooled state
+        raise ModelError(
+            f"the value model {str(model)!r} is a {type(classifier).__name__}, whose score is not a linear function of "
+            "the last token; give a reward model made from a causal language model."
+        )
+    _switch_dropout_off(classifier)
+    _use_fused_gelu(classifier)
+    return classifier.base_model.requires_grad_(True), score
+
+
+def _is_classifier(name: str) -> bool:
+    try:
+        config = AutoConfig.from_pretrained(str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name)
+    except (OSError, ValueError, KeyError):
+        return False  # an adapter without a configuration of its own; or nothing, which loading will say
+    return any("ForSequenceClassification" in architecture for architecture in config.architectures or ())
 
 
 def unwrapped(model: nn.Module) -> Any:
@@ -156,8 +224,22 @@ def _use_fused_gelu(model: nn.Module) -> None:
 
 
 def frozen_copy(model: CausalLM) -> CausalLM:
-    """A copy in evaluation mode that takes no gradients."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
+    """A copy in evaluation mode that takes no gradients; it shares the base model's weights with an adapter's model."""
+    return _copy(model, model).eval().requires_grad_(False)
+
+
+def trunk_copy(model: CausalLM) -> PreTrainedModel:
+    """A copy of the model's trunk, to be trained by itself; likewise."""
+    return _copy(trunk_of(model), model)
+
+
+def _copy(part: Any, model: CausalLM) -> Any:
+    return copy.deepcopy(part, {id(weight): weight for weight in fixed_weights(model)})
+
+
+def portable_model(model: CausalLM) -> PretrainedConfig | AdaptedModel:
+    """What rebuilds the model without its weights, or without those that are its adapter's, and pickles no module."""
+    return blueprint(model) if is_adapted(model) else unwrapped(model).config
 
 
 @contextmanager

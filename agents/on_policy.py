@@ -14,10 +14,18 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 
+from textgym.adapters import AdaptedModel
 from textgym.agents.interface import LanguageModelAgent, is_unscored
 from textgym.agents.kl import KL_ESTIMATORS, AdaptiveKL, KLCoefficient
-from textgym.agents.language_model import CausalLM, ModelLike, adapters_disabled, frozen_copy, load_causal_lm
-from textgym.agents.policies import CausalLMPolicy, portable_model
+from textgym.agents.language_model import (
+    CausalLM,
+    ModelLike,
+    adapters_disabled,
+    frozen_copy,
+    load_causal_lm,
+    portable_model,
+)
+from textgym.agents.policies import CausalLMPolicy
 from textgym.agents.segments import TokenRolloutBuffer
 from textgym.errors import ConfigurationError
 
@@ -33,8 +41,9 @@ class LanguageModelRollouts(LanguageModelAgent, OnPolicyAlgorithm):
         *args: The algorithm's.
         kl_coef: The weight of the per-token KL to the reference: a number, a schedule, or
             :class:`~textgym.agents.AdaptiveKL`.
-        ref_model: The reference: a name, a path or a model; None: a frozen copy of the policy's model as it is at the
-            start, or, with an adapter, the same model with the adapter switched off.
+        ref_model: The reference: a name, a path or a model; None: the policy's model as it is at the start. That is a
+            frozen copy (of an adapter alone, where the model came with one), or, with a new adapter, the same model
+            with the adapter switched off.
         kl_estimator: ``"k1"``, ``"k2"`` or ``"k3"`` (Schulman 2020).
         n_episodes: A rollout of this many whole episodes in place of ``n_steps``.
         **kwargs: The algorithm's.
@@ -104,12 +113,15 @@ class LanguageModelRollouts(LanguageModelAgent, OnPolicyAlgorithm):
 
     @property
     def _adapter_is_reference(self) -> bool:
-        return self.ref_model is None and self.policy.uses_adapter
+        return self.ref_model is None and self.policy.started_without_adapter
 
     def _make_reference(self) -> CausalLM | None:
         if self._adapter_is_reference:
             return None
-        source = self.policy.model if self.ref_model is None else load_causal_lm(self.ref_model)
+        given, own = self.ref_model, self.policy.model
+        if isinstance(given, AdaptedModel) and given == portable_model(own):  # loaded: it can share the base model
+            given = None
+        source = own if given is None else load_causal_lm(given)
         return frozen_copy(source).to(self.device)
 
     def current_kl_coef(self) -> float:

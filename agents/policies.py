@@ -5,7 +5,6 @@ Shapes: B rows, W tokens in the longest, N actions (tokens of the agent), D the 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,20 +14,35 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
+from transformers import AutoConfig, PretrainedConfig
 
+from textgym.adapters import (
+    AdaptedModel,
+    base_name,
+    base_weights,
+    check_base,
+    fingerprint,
+    fixed_weights,
+    is_adapted,
+    switches_off,
+)
 from textgym.agents.decoding import IncrementalDecoder, supports_row_cache
-from textgym.agents.heads import sample_inverse_cdf, token_log_probs
+from textgym.agents.heads import sample_inverse_cdf, token_log_probs, truncate
 from textgym.agents.language_model import (
     CausalLM,
     ModelLike,
     head_logits,
     load_causal_lm,
+    load_value_trunk,
     plain_head,
+    portable_model,
+    trunk_copy,
     trunk_of,
     unwrapped,
 )
@@ -40,6 +54,8 @@ __all__ = ["CausalLMPolicy"]
 
 OBSERVATION_KEYS = {"input_ids", "attention_mask", "agent_mask"}
 VALUE_HEAD_FILE = "value_head.safetensors"
+VALUE_MODEL_FOLDER = "value_model"  # its configuration, where it is not the actor's; its weights are in that file
+BASE_FINGERPRINT = "base_fingerprint"  # in that file's metadata: of the base model that an adapter was trained on
 Observation = dict[str, Tensor]
 
 
@@ -48,7 +64,7 @@ class _Sources:
     """What the networks are built from, kept out of the module's own submodules."""
 
     model: Any
-    value: str
+    value: str | Path | PretrainedConfig
     peft_config: Any
 
 
@@ -65,16 +81,33 @@ class CausalLMPolicy(ActorCriticPolicy):
         model: A name, a path, a PreTrainedModel (used in place, in its own precision) or a configuration (random
             weights); None: textgym's built-in model. A folder written by :meth:`save_pretrained` brings its value head.
         value: ``"shared"``: a linear head on the language model's last hidden state. ``"separate"``: on a copy of its
-            trunk. Otherwise the name or path of a model whose trunk it starts from.
-        peft_config: A peft configuration; only the adapter and the value head are then trained.
+            trunk (or the value model that the folder was saved with). Otherwise the name or path of a model whose trunk
+            it starts from, a configuration, or a reward model of one score, such as
+            :class:`textgym.agents.RewardModelTrainer` saves: the value is then at first the reward model's score of the
+            tokens so far (Ouyang et al., "Training language models to follow instructions with human feedback", 2022,
+            section 3.5, https://arxiv.org/abs/2203.02155). It reads the policy's own token ids, to the last one;
+            transformers' classifiers pass over tokens at the end that are their padding token.
+        peft_config: A peft configuration; only the adapter and the value head are then trained (and a value model of
+            its own, whose trunk then has an adapter too where it is a copy). A folder with an adapter needs none: its
+            adapter is trained on.
         dtype: ``"bfloat16"`` computes under autocast with the weights kept as they are; None: in the weights' own
             precision.
         temperature: Divides the logits, in sampling and in all log-probabilities alike.
+        top_k: Only the ``top_k`` likeliest tokens have a probability; None: all.
+        top_p: Of these, only the fewest likeliest with at least this probability together; None: all.
         optimizer_class: As in SB3.
         optimizer_kwargs: As in SB3; by default ``eps=1e-5`` (SB3's own) and the fused implementation of Adam.
 
+    With ``top_k`` or ``top_p`` the policy *is* the truncated distribution: in sampling, in old and new
+    log-probabilities, in the entropy and in the reference's log-probabilities alike. The tokens that are left are those
+    of the weights at the time, so an action may have left the set when its new log-probability is asked for, or be
+    outside the reference's. It then counts as one of the set: the ratio is finite where by the letter it is 0, and the
+    KL to the reference where it is infinite, which is thus estimated too low. When an action is drawn it is in the set,
+    and the ratio starts at 1. The gradient does not see the set move.
+
     Raises:
-        ConfigurationError: The spaces are not those of a token environment, or the model's context is too short.
+        ConfigurationError: The spaces are not those of a token environment, the model's context is too short, or an
+            option has a wrong value.
         TokenizerError: The environment's tokenizer has more entries than the model's head.
         ModelError: There is no such model.
     """
@@ -85,10 +118,12 @@ class CausalLMPolicy(ActorCriticPolicy):
         action_space: spaces.Space,
         lr_schedule: Schedule,
         model: ModelLike | nn.Module | None = None,
-        value: str = "shared",
+        value: str | Path | PretrainedConfig = "shared",
         peft_config: Any = None,
         dtype: str | torch.dtype | None = None,
         temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
         use_sde: bool = False,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
@@ -96,13 +131,12 @@ class CausalLMPolicy(ActorCriticPolicy):
         _check_spaces(observation_space, action_space)
         if use_sde:
             raise ConfigurationError("use_sde=True is for continuous actions; a token environment's are discrete.")
-        if not temperature > 0:
-            raise ConfigurationError(f"temperature must be positive, not {temperature}.")
+        _check_sampling(temperature, top_k, top_p)
         if optimizer_kwargs is None and optimizer_class is torch.optim.Adam:
             optimizer_kwargs = {"eps": 1e-5, "fused": True}
         self._sources = _Sources(builtin_model_path() if model is None else model, value, peft_config)
         self.compute_dtype = _as_dtype(dtype)
-        self.temperature = temperature
+        self.temperature, self.top_k, self.top_p = temperature, top_k, top_p
         self.tokenizer: Any = None
         self.entropy_gradient = True
         self._decoders: list[IncrementalDecoder] | None = None
@@ -123,24 +157,44 @@ class CausalLMPolicy(ActorCriticPolicy):
         self.max_context = int(self.observation_space["input_ids"].shape[0])  # type: ignore[index]
         self.model: CausalLM = load_causal_lm(self._sources.model, self._sources.peft_config)
         _check_fit(self.model, self.n_actions, self.max_context)
-        self.value_trunk = self._build_value_trunk()
+        self.value_trunk, score = self._build_value_trunk()
         trunk = self.value_trunk or trunk_of(self.model)
         width = trunk.config.get_text_config(decoder=True).hidden_size
         self.value_head = nn.Linear(width, 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
-        self._load_value_head(self._sources.model)
+        if score is not None:
+            self.value_head.load_state_dict(score.state_dict(), strict=False)  # most have no bias
+        self._load_value_head()
         self.plain_head = plain_head(self.model) is not None
         self.can_decode_incrementally = all(supports_row_cache(t, self.max_context) for t in self._trunks())
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         self.optimizer = self.optimizer_class(trained, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
-    def _build_value_trunk(self) -> Any:
-        if self._sources.value == "shared":
+    def _build_value_trunk(self) -> tuple[Any, nn.Linear | None]:
+        """The critic's own transformer, None where it is the actor's; and the head that it came with, if any."""
+        source = self._sources.value
+        if source == "shared":
+            return None, None
+        if source == "separate":
+            source = self._saved_value_config() or source
+        self._value_is_copy = source == "separate"
+        if source == "separate":
+            return trunk_copy(self.model), None
+        trunk, score = load_value_trunk(source)
+        _check_value_fit(trunk, source, self.n_actions, self.max_context)
+        return trunk, score
+
+    def _saved_value_config(self) -> PretrainedConfig | None:
+        """The value model's configuration, where :meth:`save_pretrained` wrote one that is not the actor's."""
+        folder = self._saved_folder()
+        if folder is None or not (folder / VALUE_MODEL_FOLDER / "config.json").is_file():
             return None
-        if self._sources.value == "separate":
-            return copy.deepcopy(trunk_of(self.model))
-        return trunk_of(load_causal_lm(self._sources.value))
+        return AutoConfig.from_pretrained(folder / VALUE_MODEL_FOLDER)
+
+    def _saved_folder(self) -> Path | None:
+        source = self._sources.model
+        return Path(source).expanduser() if isinstance(source, (str, Path)) else None
 
     def _trunks(self) -> list[Any]:
         trunks = [trunk_of(self.model)]
@@ -263,13 +317,15 @@ class CausalLMPolicy(ActorCriticPolicy):
         """
         model = self.model if model is None else model
         actions = actions.long().flatten()
-        head = unwrapped(model).get_output_embeddings() if self.plain_head else None
+        head = unwrapped(model).get_output_embeddings() if self._has_plain_head(model) else None
         if head is not None:
             weight = head.weight[: self.n_actions]
             bias = None if head.bias is None else head.bias[: self.n_actions]
             with self.autocast():
-                return token_log_probs(hidden, weight, bias, actions, self.temperature, self.entropy_gradient)
-        distribution = torch.distributions.Categorical(logits=self.logits(hidden, model), validate_args=False)
+                options = self.temperature, self.entropy_gradient, self.top_k, self.top_p
+                return token_log_probs(hidden, weight, bias, actions, *options)
+        logits = self.logits(hidden, model, kept=actions)
+        distribution = torch.distributions.Categorical(logits=logits, validate_args=False)
         with nullcontext() if self.entropy_gradient else torch.no_grad():
             entropy = distribution.entropy()
         return distribution.log_prob(actions), entropy
@@ -285,13 +341,22 @@ class CausalLMPolicy(ActorCriticPolicy):
             hidden = torch.cat([self.encode(trunk, g.input_ids)[g.rows, g.columns] for g in segments.groups])
             return self.log_probs(hidden, actions, model)[0]
 
-    def logits(self, hidden: Tensor, model: CausalLM | None = None) -> Tensor:
-        """Tempered logits (N, V) in float32, cut to the action space."""
+    def logits(self, hidden: Tensor, model: CausalLM | None = None, kept: Tensor | None = None) -> Tensor:
+        """Tempered logits (N, V) in float32, cut to the action space; minus infinity where they are truncated.
+
+        Args:
+            hidden: (N, D), the last hidden states of ``model``.
+            model: Whose head to use; None: the policy's own.
+            kept: (N,) tokens that are not cut off in any case.
+        """
         model = self.model if model is None else model
         with self.autocast():
             head = unwrapped(model).get_output_embeddings()
-            logits = head(hidden) if self.plain_head else head_logits(model, hidden)
-        return logits[:, : self.n_actions].float() / self.temperature
+            logits = head(hidden) if self._has_plain_head(model) else head_logits(model, hidden)
+        return truncate(logits[:, : self.n_actions].float() / self.temperature, self.top_k, self.top_p, kept)
+
+    def _has_plain_head(self, model: CausalLM) -> bool:
+        return self.plain_head if model is self.model else plain_head(model) is not None
 
     def values(self, hidden: Tensor) -> Tensor:
         """Values (N, 1) float32 at the critic's hidden states (N, D)."""
@@ -308,25 +373,36 @@ class CausalLMPolicy(ActorCriticPolicy):
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes an ordinary transformers folder: safetensors and JSON only, the value head in a file of its own.
 
-        ``AutoModelForCausalLM`` loads it, and ``policy_kwargs={"model": folder}`` goes on training from it.
+        ``AutoModelForCausalLM`` loads it, and ``policy_kwargs={"model": folder}`` goes on training from it. Of a model
+        with an adapter it holds the adapter only, in peft's form, and its base model's name or path.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(folder)  # type: ignore[operator]
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self._value_state().items()}
-        save_file(state, folder / VALUE_HEAD_FILE, metadata={"format": "pt"})
+        metadata = {"format": "pt"}
+        if self.uses_adapter:
+            metadata[BASE_FINGERPRINT] = fingerprint(base_weights(self.model))
+        save_file(state, folder / VALUE_HEAD_FILE, metadata=metadata)
+        (folder / VALUE_MODEL_FOLDER / "config.json").unlink(missing_ok=True)
+        if self.value_trunk is not None and not self._value_is_copy:
+            self.value_trunk.config.save_pretrained(folder / VALUE_MODEL_FOLDER)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
 
     def _value_state(self) -> dict[str, Tensor]:
-        trunk = {} if self.value_trunk is None else self.value_trunk.state_dict()
-        return {**self.value_head.state_dict(), **{f"trunk.{name}": tensor for name, tensor in trunk.items()}}
+        trunk = {} if self.value_trunk is None else self.value_trunk.state_dict(prefix="trunk.")
+        left_out = {} if self.value_trunk is None else names_of(fixed_weights(self.model), self.value_trunk, "trunk.")
+        state = {**self.value_head.state_dict(), **trunk}
+        return {name: tensor for name, tensor in state.items() if name not in left_out}
 
-    def _load_value_head(self, source: Any) -> None:
+    def _load_value_head(self) -> None:
         """Takes what :meth:`save_pretrained` wrote, where the source is such a folder of the same kind of value."""
-        file = Path(source) / VALUE_HEAD_FILE if isinstance(source, (str, Path)) else None
-        if file is None or not file.is_file():
+        folder = self._saved_folder()
+        if folder is None or not (file := folder / VALUE_HEAD_FILE).is_file():
             return
+        with safe_open(file, "pt") as opened:
+            check_base(self.model, base_name(self.model), (opened.metadata() or {}).get(BASE_FINGERPRINT))
         state, own = load_file(file), self._value_state()
         if state.keys() != own.keys():
             return  # a shared head is no use on a separate trunk, nor the other way round
@@ -337,9 +413,11 @@ class CausalLMPolicy(ActorCriticPolicy):
             tensor.data.copy_(state[name])
 
     def rebuilding_kwargs(self) -> dict[str, Any]:
-        """What builds this policy again, with other weights, and needs no file: the model as its configuration."""
-        value = "shared" if self.value_trunk is None else "separate"
-        return {"model": portable_model(self.model), "value": value}
+        """What builds this policy again, with other weights, and needs no file but a base model's, if any."""
+        value: Any = "shared"
+        if self.value_trunk is not None:
+            value = "separate" if self._value_is_copy else self.value_trunk.config
+        return {"model": portable_model(self.model), "value": value, "peft_config": None}
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {
@@ -347,9 +425,10 @@ class CausalLMPolicy(ActorCriticPolicy):
             "action_space": self.action_space,
             "lr_schedule": self._dummy_schedule,
             **self.rebuilding_kwargs(),
-            "peft_config": self._sources.peft_config,
             "dtype": self.compute_dtype,
             "temperature": self.temperature,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
             "optimizer_class": self.optimizer_class,
             "optimizer_kwargs": self.optimizer_kwargs,
         }
@@ -357,7 +436,13 @@ class CausalLMPolicy(ActorCriticPolicy):
     @property
     def uses_adapter(self) -> bool:
         """Whether the model is a peft model, whose base model is found by switching the adapter off."""
-        return hasattr(self.model, "disable_adapter")
+        return is_adapted(self.model)
+
+    @property
+    def started_without_adapter(self) -> bool:
+        """Whether the model began as its own base model: its adapter is new, and can be switched off without trace."""
+        is_new = self._sources.peft_config is not None or isinstance(self._sources.model, AdaptedModel)
+        return is_new and self.uses_adapter and switches_off(self.model)
 
     @property
     def recomputes_log_probs(self) -> bool:
@@ -365,9 +450,11 @@ class CausalLMPolicy(ActorCriticPolicy):
         return self.compute_dtype is not None or next(self.model.parameters()).dtype != torch.float32
 
 
-def portable_model(model: CausalLM) -> Any:
-    """The model's configuration: what rebuilds it, without its weights and without pickling a module."""
-    return unwrapped(model).config
+def names_of(weights: Sequence[Tensor], module: nn.Module, prefix: str = "") -> set[str]:
+    """What these very parameters are called in a module's state."""
+    wanted = {id(weight) for weight in weights}
+    found = module.named_parameters(remove_duplicate=False)
+    return {prefix + name for name, parameter in found if id(parameter) in wanted}
 
 
 def builtin_model_path() -> str:
@@ -398,6 +485,15 @@ def _as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return choices[name]
 
 
+def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    if not temperature > 0:
+        raise ConfigurationError(f"temperature must be positive, not {temperature}.")
+    if top_k is not None and not (isinstance(top_k, int) and top_k >= 1):
+        raise ConfigurationError(f"top_k is a whole number of at least 1, or None for all tokens, not {top_k!r}.")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ConfigurationError(f"top_p is above 0 and at most 1, or None for all tokens, not {top_p!r}.")
+
+
 def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
     keys = set(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else set()
     if not keys >= OBSERVATION_KEYS or not isinstance(action_space, spaces.Discrete):
@@ -408,16 +504,30 @@ def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -
 
 
 def _check_fit(model: CausalLM, n_actions: int, max_context: int) -> None:
-    config = model.config.get_text_config(decoder=True)  # type: ignore[union-attr,operator]
     width = int(unwrapped(model).get_output_embeddings().weight.shape[0])  # type: ignore[operator]
     if width < n_actions:
         raise TokenizerError(
             f"the environment's tokenizer has {n_actions} entries and the model's head only {width}; "
             "make the environment with the model's own tokenizer."
         )
-    positions = getattr(config, "max_position_embeddings", None)
+    _check_positions(model.config, max_context, "the model's")
+
+
+def _check_value_fit(trunk: Any, source: Any, n_actions: int, max_context: int) -> None:
+    n_embeddings = int(trunk.get_input_embeddings().weight.shape[0])
+    if n_embeddings < n_actions:
+        raise TokenizerError(
+            f"the environment's tokenizer has {n_actions} entries and the value model only {n_embeddings} "
+            f"(value={type(source).__name__ if isinstance(source, PretrainedConfig) else str(source)!r}); give a value "
+            "model with the policy's own tokenizer, whose ids it reads."
+        )
+    _check_positions(trunk.config, max_context, "the value model's")
+
+
+def _check_positions(config: Any, max_context: int, whose: str) -> None:
+    positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     if positions is not None and positions < max_context:
         raise ConfigurationError(
-            f"the environment's max_context is {max_context} tokens and the model's only {positions}; "
+            f"the environment's max_context is {max_context} tokens and {whose} only {positions}; "
             f"make the environment with max_context={positions} or less."
         )

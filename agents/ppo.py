@@ -33,8 +33,9 @@ class PPO(LanguageModelRollouts, stable_baselines3.PPO):
     Args:
         kl_coef: The weight of the per-token KL to the reference, which is subtracted from the reward: a number, a
             schedule, or :class:`~textgym.agents.AdaptiveKL`.
-        ref_model: The reference: a name, a path or a model; None: a frozen copy of the policy's model as it is at the
-            start, or, with an adapter, the same model with the adapter switched off.
+        ref_model: The reference: a name, a path or a model; None: the policy's model as it is at the start. That is a
+            frozen copy (of an adapter alone, where the model came with one), or, with a new adapter, the same model
+            with the adapter switched off.
         kl_estimator: ``"k1"``, ``"k2"`` or ``"k3"`` (Schulman 2020).
         n_episodes: A rollout of this many whole episodes, shared evenly among the environments, which are reset at its
             start; in place of ``n_steps``. An environment that is done before the others plays on, and what it plays

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, Trainer, TrainingArguments
 
+from textgym.adapters import base_of_folder, is_adapted, put_adapter_on
+from textgym.agents.language_model import load_causal_lm
 from textgym.agents.objectives import plackett_luce_loss
 from textgym.agents.policies import source_and_tokenizer
 from textgym.agents.preferences import Preference
@@ -33,18 +35,20 @@ class RewardModelTrainer(Trainer):
 
     Args:
         model: A name, path or language model, to which a new head of one score is given; the built-in one where None.
-            A sequence-classification model of one class is used as it is.
+            A sequence-classification model of one class is used as it is; a language model's adapter is merged.
         args: transformers' ``TrainingArguments``.
         train_dataset: Preferences, all of one kind.
         eval_dataset: Likewise, for ``evaluate()``.
         tokenizer: The model's; None: the one of its name or path.
         template: As in :class:`textgym.rewards.RewardModel`.
         max_length: Likewise.
+        peft_config: Wraps the model in a new adapter, beside which the head is trained; what is saved is then these
+            alone, and needs the base model's name or path.
         **kwargs: Of ``Trainer``.
 
     Raises:
         DataError: The preferences are of several kinds, or one of them cannot be read.
-        ConfigurationError: The model has several classes.
+        ConfigurationError: The model has several classes, or an adapter already.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class RewardModelTrainer(Trainer):
         tokenizer: Any = None,
         template: Template | None = None,
         max_length: int | None = None,
+        peft_config: Any = None,
         **kwargs: Any,
     ) -> None:
         source, self.tokenizer = source_and_tokenizer(model, tokenizer)
@@ -66,8 +71,11 @@ class RewardModelTrainer(Trainer):
         self.reward = RewardModel(
             _classifier(source, self.tokenizer), self.tokenizer, template, max_length=max_length, truncate=True
         )
+        model_to_train: nn.Module = self.reward.model
+        if peft_config is not None:
+            model_to_train = put_adapter_on(self.reward.model, _with_head(peft_config, self.reward.model))
         super().__init__(
-            model=self.reward.model,
+            model=model_to_train,
             args=args,
             train_dataset=None if train_dataset is None else self._examples(train_dataset),  # type: ignore[arg-type]
             eval_dataset=None if eval_dataset is None else self._examples(eval_dataset),  # type: ignore[arg-type]
@@ -125,6 +133,14 @@ class RewardModelTrainer(Trainer):
         else:
             loss = nn.functional.mse_loss(scores[:, 0], ratings)
         return (loss, {"scores": scores}) if return_outputs else loss
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Trainer's; beside an adapter the model's configuration, which says that there is one score."""
+        super().save_model(output_dir, _internal_call)
+        if is_adapted(self.model) and self.args.should_save:
+            config = copy.deepcopy(self.reward.model.config)
+            config.architectures = [type(self.reward.model).__name__]
+            config.save_pretrained(output_dir or str(self.args.output_dir))
 
     def _report(self, prediction: Any) -> dict[str, float]:
         return preference_report(np.asarray(prediction.predictions), np.asarray(prediction.label_ids), self.kind)
@@ -184,8 +200,28 @@ def _kind(preferences: Sequence[Preference]) -> str:
     return "binary" if set(given) <= {0.0, 1.0} else "regression"
 
 
+def _with_head(peft_config: Any, classifier: PreTrainedModel) -> Any:
+    """The adapter's configuration with the classifier's head among what is trained and saved whole."""
+    own = copy.deepcopy(peft_config)
+    trunk = classifier.base_model
+    heads = {name for name, child in classifier.named_children() if child is not trunk and list(child.parameters())}
+    own.task_type = "SEQ_CLS"
+    own.modules_to_save = sorted({*(own.modules_to_save or ()), *heads})
+    return own
+
+
+def _merged(folder: str) -> PreTrainedModel:
+    """The language model of an adapter's folder as one model, which is on no disk."""
+    adapted: Any = load_causal_lm(folder)
+    merged = adapted.merge_and_unload()
+    merged.config.name_or_path = ""
+    return merged
+
+
 def _classifier(source: str | PreTrainedModel, tokenizer: Any) -> PreTrainedModel:
     """The model with a head of one score."""
+    if isinstance(source, str) and base_of_folder(source) is not None:
+        source = _merged(source)
     if isinstance(source, str):
         classifier = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, dtype=torch.float32)
     elif source.get_output_embeddings() is None:

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoConfig
 
 import textgym
+from textgym.adapters import base_of_folder
 from textgym.agents.policies import CausalLMPolicy
 from textgym.agents.ppo import PPO
 from textgym.agents.warm_start import imitate
@@ -172,7 +173,7 @@ def make_env(settings: Settings, split: str, tokenizer: str | None = None) -> To
 def _max_context(model: str) -> int:
     """What the model has positions for, and at most the environments' own default."""
     try:
-        config = AutoConfig.from_pretrained(model)
+        config = AutoConfig.from_pretrained(base_of_folder(model) or model)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"there is no model {model!r}: no folder of this name holds one, and none could be had from the hub "

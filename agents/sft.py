@@ -32,7 +32,8 @@ class SFT(Trainer):
             :func:`textgym.agents.warm_start.demonstrations` plays through an environment.
         eval_dataset: Likewise, for ``evaluate()``.
         tokenizer: The model's; None: the one of its name or path.
-        peft_config: Wraps the model in an adapter.
+        peft_config: Wraps the model in a new adapter; what is saved is then the adapter alone, which needs the base
+            model's name or path.
         **kwargs: Of ``Trainer``.
 
     Raises:

@@ -291,6 +291,15 @@ def test_capped_logits_are_respected():
     ours = agent.policy.get_distribution(tensors).distribution.logits[0]
     torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=0)
     agent.learn(48)
+    capped = agent.policy.model
+    agent = make_agent(kl_coef=0.1, ref_model=capped)  # a reference with another kind of head than the policy's
+    assert agent.policy.plain_head
+    agent.learn(48)
+    buffer = agent.rollout_buffer
+    segment = buffer.segments[0]
+    ids = buffer.streams[segment.environment, segment.start : buffer.positions[0, segment.environment] + 1]
+    wanted = capped(torch.as_tensor(ids)[None]).logits[0, -1].log_softmax(-1)[buffer.actions[0, segment.environment]]
+    assert buffer.reference_log_probs[0, segment.environment] == pytest.approx(wanted.item(), abs=1e-5)
 
 
 def test_same_seed_same_result():

@@ -17,6 +17,7 @@ from itertools import count
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
+from textgym.adapters import adapter_tensors, base_of_folder, load_adapter
 from textgym.episode import Episode, Sample
 from textgym.errors import ConfigurationError, ModelError, TokenizerError
 from textgym.rendering import PLAIN_LINE, Renderer, load_tokenizer
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     ModelLike = str | os.PathLike[str] | PreTrainedModel
     TokenizerLike = str | os.PathLike[str] | PreTrainedTokenizerBase
 
-__all__ = ["EmbeddingSimilarity", "Fluency", "RewardModel", "check_template", "prompt_and_response"]
+__all__ = ["EmbeddingSimilarity", "Fluency", "RewardModel", "check_template", "load_pretrained", "prompt_and_response"]
 
 Activation = Literal["logit", "log_probability", "probability"]
 Pooling = Literal["mean", "cls", "last"]
@@ -52,6 +53,7 @@ class RewardModel(Reward):
     Args:
         model: A name or path (weights are loaded from safetensors, or from pickles with ``weights_only``; no code of
             the repository is run), or a PreTrainedModel, which is used in place, where it is and in its own precision.
+            A folder with an adapter gives the base model that it names, with that adapter.
         tokenizer: The model's, by default the one of its name or path. It need not be the agent's.
         template: A format string with the fields ``{prompt}`` and ``{response}``, or a function of the two texts. By
             default, the conversation by the tokenizer's chat template; where it has none, the prompt and the response
@@ -438,7 +440,7 @@ def _load(
     """A model and its tokenizer; ``may_lack`` is the prefix of weights that are not used."""
     if isinstance(model, (str, os.PathLike)):
         name = os.fspath(model)
-        loaded = _from_pretrained(auto_class, name, device, dtype, may_lack)
+        loaded = load_pretrained(auto_class, name, device, dtype, may_lack)
     elif hasattr(model, "config") and hasattr(model, "forward"):
         if device != "auto" or dtype is not None:
             raise ConfigurationError(
@@ -459,34 +461,58 @@ def _load(
     return loaded, its_tokenizer
 
 
-def _from_pretrained(
-    auto_class: str, name: str, device: str | torch.device, dtype: str | torch.dtype | None, may_lack: str | None
+def load_pretrained(
+    auto_class: str,
+    name: str,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
+    may_lack: str | None = None,
 ) -> PreTrainedModel:
+    """A model all of whose weights are there, but those under ``may_lack``; an adapter is merged into its base model.
+
+    Raises:
+        ModelError: There is no such model, or it was trained for something else.
+    """
     import torch
     import transformers
     from safetensors import SafetensorError
     from stable_baselines3.common.utils import get_device
 
+    is_classifier = auto_class == "AutoModelForSequenceClassification"
+    base = base_of_folder(name) if is_classifier else None  # the others transformers puts together by itself
     try:
         model, info = getattr(transformers, auto_class).from_pretrained(
-            name,
+            base or name,
             dtype=torch.float32 if dtype is None else dtype,
             output_loading_info=True,
             trust_remote_code=False,
             weights_only=True,
+            **({} if base is None else {"config": _adapters_config(name, base)}),
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
         raise ModelError(
             f"cannot load the reward's model {name!r} as {auto_class}: give a folder with config.json and weights, or "
             f"the name of a model that can be had from the hub ({type(error).__name__}: {error})."
         ) from error
-    missing = sorted(key for key in info["missing_keys"] if may_lack is None or not key.startswith(may_lack))
+    lacks = set(info["missing_keys"])
+    if base is not None:
+        model = load_adapter(model, name).merge_and_unload()
+        lacks -= adapter_tensors(name)
+    missing = sorted(key for key in lacks if may_lack is None or not key.startswith(may_lack))
     if missing:  # transformers would fill them with random numbers
         raise ModelError(
             f"{name!r} has no weights for {', '.join(missing[:3])}{' and others' * (len(missing) > 3)}, which "
             f"{auto_class} needs: it was trained for something else."
         )
     return model.to(get_device(device))
+
+
+def _adapters_config(folder: str, base: str) -> Any:
+    """The configuration beside an adapter; without one, the base model's, with one class."""
+    from transformers import AutoConfig
+
+    own = os.path.isfile(os.path.join(folder, "config.json"))
+    return AutoConfig.from_pretrained(folder) if own else AutoConfig.from_pretrained(base, num_labels=1)
 
 
 def _label_index(config: Any, label: str | int | None) -> int:
