@@ -16,9 +16,10 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from textgym.agents.interface import LanguageModelAgent, is_unscored
 from textgym.agents.kl import KL_ESTIMATORS, AdaptiveKL, KLCoefficient
-from textgym.agents.language_model import CausalLM, ModelLike, adapters_disabled, frozen_copy, load_causal_lm
+from textgym.agents.language_model import CausalLM, ModelLike, adapters_disabled, frozen_copy
 from textgym.agents.policies import CausalLMPolicy, portable_model
 from textgym.agents.segments import TokenRolloutBuffer
+from textgym.agents.seq2seq import Seq2SeqLMPolicy
 from textgym.errors import ConfigurationError
 
 __all__ = ["LanguageModelRollouts"]
@@ -90,8 +91,8 @@ class LanguageModelRollouts(LanguageModelAgent, OnPolicyAlgorithm):
         plain_buffer = self.rollout_buffer_class not in (None, TokenRolloutBuffer)
         if extended and (not self.is_language_model or plain_buffer):
             raise ConfigurationError(
-                "kl_coef, ref_model and n_episodes are for language-model policies (policy='CausalLMPolicy') with the "
-                f"default rollout buffer, not for {self.policy_class.__name__}"
+                "kl_coef, ref_model and n_episodes are for language-model policies (policy='CausalLMPolicy' or "
+                f"'Seq2SeqLMPolicy') with the default rollout buffer, not for {self.policy_class.__name__}"
                 + (f" with {self.rollout_buffer_class.__name__}." if plain_buffer else ".")  # type: ignore[union-attr]
             )
 
@@ -109,7 +110,7 @@ class LanguageModelRollouts(LanguageModelAgent, OnPolicyAlgorithm):
     def _make_reference(self) -> CausalLM | None:
         if self._adapter_is_reference:
             return None
-        source = self.policy.model if self.ref_model is None else load_causal_lm(self.ref_model)
+        source = self.policy.model if self.ref_model is None else self.policy.load_model(self.ref_model)
         return frozen_copy(source).to(self.device)
 
     def current_kl_coef(self) -> float:
@@ -200,9 +201,9 @@ class LanguageModelRollouts(LanguageModelAgent, OnPolicyAlgorithm):
         return {**super()._portable_settings(), **reference}
 
 
-def with_causal_lm(aliases: Mapping[str, type[BasePolicy]]) -> dict[str, type[BasePolicy]]:
+def with_language_models(aliases: Mapping[str, type[BasePolicy]]) -> dict[str, type[BasePolicy]]:
     """An algorithm's names of policies, and ours."""
-    return {**aliases, "CausalLMPolicy": CausalLMPolicy}
+    return {**aliases, "CausalLMPolicy": CausalLMPolicy, "Seq2SeqLMPolicy": Seq2SeqLMPolicy}
 
 
 class _UntilEpisodes:

@@ -147,9 +147,9 @@ def _segments(examples: Sequence[Completion], device: torch.device) -> tuple[Tok
         ids[row, : len(example.input_ids)] = example.input_ids
         mask[row, : len(example.agent_mask)] = example.agent_mask
     rows, columns = np.nonzero(mask)
-    arrays = (ids, rows, columns - 1, ids[mask])
-    input_ids, row_indices, before, tokens = (torch.as_tensor(array, device=device) for array in arrays)
-    return TokenSegments((SegmentGroup(input_ids, row_indices, before),)), tokens
+    arrays = (ids, mask, rows, columns - 1)
+    group = SegmentGroup(*(torch.as_tensor(array, device=device) for array in arrays))
+    return TokenSegments((group,)), torch.as_tensor(ids[mask], device=device)
 
 
 def _batches(lengths: Sequence[int], size: int, rng: np.random.Generator) -> list[np.ndarray]:
