@@ -15,6 +15,7 @@ from textgym.agents.ppo import PPO
 from textgym.agents.preferences import Preference, load_preferences
 from textgym.agents.reinforce import REINFORCE
 from textgym.agents.rloo import RLOO
+from textgym.agents.seq2seq import Seq2SeqLMPolicy
 from textgym.agents.training_callbacks import FailureLimit
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ __all__ = [
     "RandomAgent",
     "ReferenceAgent",
     "RewardModelTrainer",
+    "Seq2SeqLMPolicy",
     "load_preferences",
     "make_agent",
 ]

@@ -7,7 +7,7 @@ from typing import ClassVar
 import stable_baselines3
 from stable_baselines3.common.policies import BasePolicy
 
-from textgym.agents.on_policy import LanguageModelRollouts, with_causal_lm
+from textgym.agents.on_policy import LanguageModelRollouts, with_language_models
 
 __all__ = ["A2C"]
 
@@ -33,4 +33,4 @@ class A2C(LanguageModelRollouts, stable_baselines3.A2C):
         ConfigurationError: An option of language-model policies is given with another policy, or has a wrong value.
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = with_causal_lm(stable_baselines3.A2C.policy_aliases)
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = with_language_models(stable_baselines3.A2C.policy_aliases)

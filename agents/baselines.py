@@ -10,9 +10,9 @@ import numpy as np
 from stable_baselines3.common.utils import get_device
 
 from textgym.agent import Agent, Observation, Reply, replies_to, total_usage
-from textgym.agents.language_model import load_causal_lm
 from textgym.agents.playing import play_policy
 from textgym.agents.policies import CausalLMPolicy, source_and_tokenizer
+from textgym.agents.seq2seq import policy_class_of
 from textgym.conversation import add_scores, ask
 from textgym.episode import Episode, Sample, Turn
 from textgym.errors import ConfigurationError
@@ -85,10 +85,10 @@ class ReferenceAgent:
 
 
 class CausalLMAgent:
-    """A transformers causal language model, as it is.
+    """A transformers language model, causal or an encoder-decoder, as it is.
 
-    Replies are tokenised, begun and ended as in the token environments, and decoded incrementally, all conversations
-    side by side.
+    Replies are tokenised, begun and ended as in the token environments, and decoded incrementally (an encoder-decoder's
+    are not), all conversations side by side.
 
     Args:
         model: A name, a path or a model; the built-in one where None.
@@ -96,7 +96,8 @@ class CausalLMAgent:
         deterministic: Greedy decoding. Otherwise tokens are drawn; a conversation's by its own seed.
         max_context: Tokens of a conversation; a longer one fails. None: what the tokenizer says, and at most 1,024.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        **policy_kwargs: Of :class:`~textgym.agents.CausalLMPolicy`: ``temperature``, ``dtype`` and so on.
+        **policy_kwargs: Of :class:`~textgym.agents.CausalLMPolicy`, or of :class:`~textgym.agents.Seq2SeqLMPolicy`:
+            ``temperature``, ``dtype`` and so on.
 
     Raises:
         ModelError, TokenizerError: They cannot be had, or do not fit each other.
@@ -114,7 +115,7 @@ class CausalLMAgent:
     ) -> None:
         self.name = model if isinstance(model, (str, type(None))) else type(model).__name__
         source, self.tokenizer = source_and_tokenizer(model, tokenizer)
-        self.model = load_causal_lm(source)
+        self.model = policy_class_of(source).load_model(source)
         self.deterministic, self.max_context = deterministic, max_context
         self.policy_kwargs, self.device = policy_kwargs, device
         self._policies: dict[int, CausalLMPolicy] = {}  # by context
@@ -141,7 +142,7 @@ class CausalLMAgent:
     def _policy(self, venv: TokenVectorEnv) -> CausalLMPolicy:
         context = venv.setting.max_context
         if context not in self._policies:
-            policy = CausalLMPolicy(
+            policy = policy_class_of(self.model)(
                 venv.single_observation_space,
                 venv.single_action_space,
                 lambda _: 0.0,

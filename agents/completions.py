@@ -15,7 +15,7 @@ from torch import Tensor
 from textgym.episode import Sample
 from textgym.rendering import Renderer
 
-__all__ = ["IGNORED", "Completion", "collate", "complete", "sequence_log_probs"]
+__all__ = ["IGNORED", "Completion", "collate", "complete", "read_and_said", "sequence_log_probs"]
 
 IGNORED = -100
 """The label of a token that is not learned, as in transformers."""
@@ -40,20 +40,37 @@ def complete(renderer: Renderer, sample: Sample, reply: str) -> Completion:
     return Completion(input_ids=ids, labels=np.where(np.arange(len(ids)) < len(prompt), IGNORED, ids))
 
 
-def collate(completions: Sequence[Completion]) -> dict[str, Tensor]:
-    """A batch as transformers' causal language models take it: ``input_ids``, ``attention_mask``, ``labels`` (R, W).
+def read_and_said(completion: Completion, closing_token: int | None) -> list[Completion]:
+    """A stream's turns as an encoder-decoder learns them: what stands before each, as its ids, and what it says.
 
-    Padding is on the right; what the agent did not say has the label ``IGNORED``.
+    Args:
+        completion: The stream.
+        closing_token: Ends what is read; None: nothing does.
     """
-    width = max(len(completion["input_ids"]) for completion in completions)
-    batch = {name: np.zeros((len(completions), width), np.int64) for name in ("input_ids", "attention_mask")}
-    batch["labels"] = np.full((len(completions), width), IGNORED)
-    for row, completion in enumerate(completions):
-        ids = completion["input_ids"]
-        batch["input_ids"][row, : len(ids)] = ids
-        batch["attention_mask"][row, : len(ids)] = 1
-        batch["labels"][row, : len(ids)] = completion["labels"]
-    return {name: torch.as_tensor(array) for name, array in batch.items()}
+    ids, said = completion["input_ids"], completion["labels"] != IGNORED
+    turns = np.flatnonzero(np.diff(said, prepend=False, append=False)).reshape(-1, 2)
+    closing = [] if closing_token is None else [closing_token]
+    return [Completion(input_ids=np.array([*ids[:a], *closing], np.int64), labels=ids[a:b]) for a, b in turns]
+
+
+def collate(completions: Sequence[Completion]) -> dict[str, Tensor]:
+    """A batch as transformers' language models take it: ``input_ids``, ``attention_mask`` (R, W) and ``labels``.
+
+    Padding is on the right; what the agent did not say has the label ``IGNORED``. The labels are (R, W) too, or, of an
+    encoder-decoder, as wide as the longest reply.
+    """
+    return {
+        "input_ids": _padded([completion["input_ids"] for completion in completions], 0),
+        "attention_mask": _padded([np.ones_like(completion["input_ids"]) for completion in completions], 0),
+        "labels": _padded([completion["labels"] for completion in completions], IGNORED),
+    }
+
+
+def _padded(rows: Sequence[np.ndarray], padding: int) -> Tensor:
+    array = np.full((len(rows), max(map(len, rows))), padding, np.int64)
+    for row, values in enumerate(rows):
+        array[row, : len(values)] = values
+    return torch.as_tensor(array)
 
 
 def sequence_log_probs(logits: Tensor, labels: Tensor) -> Tensor:

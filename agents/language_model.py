@@ -1,16 +1,16 @@
-"""Loading a transformers causal language model and reaching its parts, whatever its architecture."""
+"""Loading a transformers language model and reaching its parts, whatever its architecture."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PretrainedConfig, PreTrainedModel
 from transformers.activations import ACT2FN, NewGELUActivation
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
@@ -30,9 +30,12 @@ __all__ = [
     "CausalLM",
     "ModelLike",
     "adapters_disabled",
+    "decoder_head_logits",
     "frozen_copy",
     "head_logits",
+    "is_encoder_decoder",
     "load_causal_lm",
+    "load_seq2seq_lm",
     "load_value_trunk",
     "plain_head",
     "portable_model",
@@ -44,6 +47,20 @@ __all__ = [
 ModelLike = str | Path | PretrainedConfig | PreTrainedModel | AdaptedModel
 CausalLM = nn.Module
 """A ``PreTrainedModel`` with a language-model head, or a ``peft.PeftModel`` around one."""
+
+
+class _Kind(NamedTuple):
+    """A kind of language model, as transformers tells them apart."""
+
+    is_encoder_decoder: bool
+    name: str
+    auto_class: Any
+    example: str  # of a class
+    policy: str
+
+
+CAUSAL = _Kind(False, "a causal language model", AutoModelForCausalLM, "...ForCausalLM", "CausalLMPolicy")
+SEQ2SEQ = _Kind(True, "an encoder-decoder", AutoModelForSeq2SeqLM, "...ForConditionalGeneration", "Seq2SeqLMPolicy")
 
 
 def load_causal_lm(model: ModelLike | nn.Module, peft_config: Any = None) -> CausalLM:
@@ -58,14 +75,61 @@ def load_causal_lm(model: ModelLike | nn.Module, peft_config: Any = None) -> Cau
         ModelError: There is no such model, or it is no causal language model.
         ConfigurationError: It has an adapter already, or ``peft_config`` is none for the model's layers.
     """
+    return _load(model, CAUSAL, peft_config)
+
+
+def load_seq2seq_lm(model: ModelLike | nn.Module, peft_config: Any = None) -> nn.Module:
+    """As :func:`load_causal_lm`, an encoder-decoder with a language-model head."""
+    return _load(model, SEQ2SEQ, peft_config)
+
+
+def is_encoder_decoder(model: ModelLike | nn.Module) -> bool:
+    """Whether a model, or the one of this name, path or configuration, is an encoder-decoder.
+
+    Raises:
+        ModelError: There is none of this name.
+    """
+    return _says_encoder_decoder(_config_of(model))
+
+
+def _config_of(model: ModelLike | nn.Module) -> PretrainedConfig | None:
+    """An adapter's is its base model's."""
     if isinstance(model, AdaptedModel):
-        rebuilt = load_causal_lm(model.base, model.adapter)
+        return _config_of(model.base)
+    if isinstance(model, PretrainedConfig):
+        return model
+    if not isinstance(model, (str, Path)):
+        return getattr(unwrapped(model), "config", None)
+    base = base_of_folder(Path(model).expanduser())
+    if base is None:
+        return _config(str(model))
+    try:
+        return _config(base)
+    except ModelError as error:
+        raise ModelError(
+            f"{str(model)!r} holds an adapter whose base model cannot be had: {error} If it lies elsewhere now, write "
+            "that into adapter_config.json as base_model_name_or_path."
+        ) from error
+
+
+def _says_encoder_decoder(config: PretrainedConfig | None) -> bool:
+    return bool(getattr(config, "is_encoder_decoder", False))
+
+
+def _load(model: ModelLike | nn.Module, kind: _Kind, peft_config: Any) -> nn.Module:
+    config = _config_of(model)
+    if config is not None and _says_encoder_decoder(config) != kind.is_encoder_decoder:
+        other = CAUSAL if kind is SEQ2SEQ else SEQ2SEQ
+        name = model if isinstance(model, (str, Path)) else type(model).__name__
+        raise ModelError(f"{name} is {other.name} and not {kind.name}; the policy for it is {other.policy!r}.")
+    if isinstance(model, AdaptedModel):
+        rebuilt = _load(model.base, kind, model.adapter)
         model.check(rebuilt)
         return rebuilt
     if isinstance(model, PretrainedConfig):
-        loaded: nn.Module = AutoModelForCausalLM.from_config(model)
+        loaded: nn.Module = kind.auto_class.from_config(model)
     elif isinstance(model, (str, Path)):
-        loaded = _from_name(str(model))
+        loaded = _from_name(str(model), config, kind)
     elif isinstance(model, nn.Module) and hasattr(model, "get_output_embeddings"):
         loaded = model
     else:
@@ -73,7 +137,7 @@ def load_causal_lm(model: ModelLike | nn.Module, peft_config: Any = None) -> Cau
             f"a model is a name, a path, a configuration or a PreTrainedModel, not {type(model).__name__}."
         )
     if getattr(unwrapped(loaded), "get_output_embeddings", lambda: None)() is None:
-        raise ModelError(f"{type(loaded).__name__} has no language-model head; give a model ...ForCausalLM.")
+        raise ModelError(f"{type(loaded).__name__} has no language-model head; give a model {kind.example}.")
     if peft_config is not None:
         loaded = put_adapter_on(loaded, peft_config, str(model) if isinstance(model, (str, Path)) else None)
     _switch_dropout_off(loaded)
@@ -81,41 +145,48 @@ def load_causal_lm(model: ModelLike | nn.Module, peft_config: Any = None) -> Cau
     return loaded
 
 
-def _from_name(name: str) -> nn.Module:
+def _from_name(name: str, config: PretrainedConfig | None, kind: _Kind) -> nn.Module:
     """The model of a name or path; with its adapter, where there is one in the folder."""
     base = base_of_folder(Path(name).expanduser())
     if base is None:
-        return _from_pretrained(name)
+        return _from_pretrained(name, config, kind)
+    return load_adapter(_from_pretrained(base, config, kind), Path(name).expanduser())
+
+
+def _from_pretrained(name: str, config: PretrainedConfig | None, kind: _Kind) -> PreTrainedModel:
     try:
-        model = _from_pretrained(base)
-    except ModelError as error:
-        raise ModelError(
-            f"{name!r} holds an adapter whose base model cannot be had: {error} If it lies elsewhere now, write that "
-            "into adapter_config.json as base_model_name_or_path."
-        ) from error
-    return load_adapter(model, Path(name).expanduser())
+        return kind.auto_class.from_pretrained(_source(name), config=config, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise _not_loaded(name, error) from error
 
 
-def _from_pretrained(name: str) -> PreTrainedModel:
+def _config(name: str) -> PretrainedConfig:
     looks_like_path = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1
-    path = Path(name).expanduser()
-    if looks_like_path and not path.is_dir():
+    if looks_like_path and not Path(name).expanduser().is_dir():
         raise ModelError(
             f"there is no model folder {name!r}; give a folder with config.json and weights, or a hub name."
         )
     try:
-        config = AutoConfig.from_pretrained(str(path) if path.is_dir() else name)
-        return AutoModelForCausalLM.from_pretrained(
-            str(path) if path.is_dir() else name, config=config, dtype=torch.float32
-        )
+        return AutoConfig.from_pretrained(_source(name))
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"cannot load the model {name!r}: it is no local folder with a causal language model, and no such model "
-            f"could be had from the hub ({str(error).splitlines()[0] if str(error) else type(error).__name__})."
-        ) from error
+        raise _not_loaded(name, error) from error
 
 
-def load_value_trunk(model: str | Path | PretrainedConfig) -> tuple[PreTrainedModel, nn.Linear | None]:
+def _source(name: str) -> str:
+    path = Path(name).expanduser()
+    return str(path) if path.is_dir() else name
+
+
+def _not_loaded(name: str, error: Exception) -> ModelError:
+    return ModelError(
+        f"cannot load the model {name!r}: it is no local folder with a language model, and no such model could be had "
+        f"from the hub ({str(error).splitlines()[0] if str(error) else type(error).__name__})."
+    )
+
+
+def load_value_trunk(
+    model: str | Path | PretrainedConfig, load_model: Callable[..., nn.Module]
+) -> tuple[PreTrainedModel, nn.Linear | None]:
     """The trunk of a language model or of a reward model, and the reward model's score head; adapters are merged.
 
     Raises:
@@ -123,7 +194,7 @@ def load_value_trunk(model: str | Path | PretrainedConfig) -> tuple[PreTrainedMo
         ConfigurationError: It has several classes.
     """
     if isinstance(model, PretrainedConfig) or not _is_classifier(str(model)):
-        loaded: Any = load_causal_lm(model)
+        loaded: Any = load_model(model)
         loaded = loaded.merge_and_unload() if is_adapted(loaded) else loaded
         return trunk_of(loaded).requires_grad_(True), None
     classifier: Any = load_pretrained("AutoModelForSequenceClassification", str(model), device="cpu")
@@ -163,10 +234,14 @@ def trunk_of(model: CausalLM) -> PreTrainedModel:
     return unwrapped(model).base_model
 
 
-def plain_head(model: CausalLM) -> nn.Linear | None:
+def plain_head(model: CausalLM, logits_of: Callable[[CausalLM, Tensor], Tensor] | None = None) -> nn.Linear | None:
     """The output embedding, where the logits are nothing but its product with the hidden state; else None.
 
     Some models cap or scale their logits afterwards, which is found out by comparing on a few random states.
+
+    Args:
+        model: The model.
+        logits_of: Gives its own logits; None: :func:`head_logits`.
     """
     head = unwrapped(model).get_output_embeddings()
     if type(head) is not nn.Linear:
@@ -174,7 +249,7 @@ def plain_head(model: CausalLM) -> nn.Linear | None:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(4, head.in_features, generator=generator).to(head.weight)
     with torch.no_grad():
-        expected = head_logits(model, 100 * hidden)
+        expected = (logits_of or head_logits)(model, 100 * hidden)
         plain = head(100 * hidden)
     return head if torch.allclose(expected.float(), plain.float(), rtol=1e-3, atol=1e-3) else None
 
@@ -185,6 +260,15 @@ def head_logits(model: CausalLM, hidden: Tensor) -> Tensor:
     ids = torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device)
     with _trunk_returning(inner.base_model, hidden[:, None]):
         return inner(input_ids=ids, use_cache=False).logits[:, 0]
+
+
+def decoder_head_logits(model: nn.Module, hidden: Tensor) -> Tensor:
+    """As :func:`head_logits`, an encoder-decoder's, for its decoder's last hidden states (N, D)."""
+    inner = unwrapped(model)
+    ids = torch.zeros(len(hidden), 1, dtype=torch.long, device=hidden.device)
+    unread = _TrunkOutput(last_hidden_state=hidden[:, None])
+    with _trunk_returning(inner.get_decoder(), hidden[:, None]):
+        return inner(encoder_outputs=unread, decoder_input_ids=ids, use_cache=False).logits[:, 0]
 
 
 class _TrunkOutput(BaseModelOutputWithPast):

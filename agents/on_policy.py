@@ -22,11 +22,11 @@ from textgym.agents.language_model import (
     ModelLike,
     adapters_disabled,
     frozen_copy,
-    load_causal_lm,
     portable_model,
 )
 from textgym.agents.policies import CausalLMPolicy
 from textgym.agents.segments import TokenRolloutBuffer
+from textgym.agents.seq2seq import Seq2SeqLMPolicy
 from textgym.errors import ConfigurationError
 
 __all__ = ["LanguageModelRollouts"]
@@ -99,8 +99,8 @@ class LanguageModelRollouts(LanguageModelAgent, OnPolicyAlgorithm):
         plain_buffer = self.rollout_buffer_class not in (None, TokenRolloutBuffer)
         if extended and (not self.is_language_model or plain_buffer):
             raise ConfigurationError(
-                "kl_coef, ref_model and n_episodes are for language-model policies (policy='CausalLMPolicy') with the "
-                f"default rollout buffer, not for {self.policy_class.__name__}"
+                "kl_coef, ref_model and n_episodes are for language-model policies (policy='CausalLMPolicy' or "
+                f"'Seq2SeqLMPolicy') with the default rollout buffer, not for {self.policy_class.__name__}"
                 + (f" with {self.rollout_buffer_class.__name__}." if plain_buffer else ".")  # type: ignore[union-attr]
             )
 
@@ -121,7 +121,7 @@ class LanguageModelRollouts(LanguageModelAgent, OnPolicyAlgorithm):
         given, own = self.ref_model, self.policy.model
         if isinstance(given, AdaptedModel) and given == portable_model(own):  # loaded: it can share the base model
             given = None
-        source = own if given is None else load_causal_lm(given)
+        source = own if given is None else self.policy.load_model(given)
         return frozen_copy(source).to(self.device)
 
     def current_kl_coef(self) -> float:
@@ -212,9 +212,9 @@ class LanguageModelRollouts(LanguageModelAgent, OnPolicyAlgorithm):
         return {**super()._portable_settings(), **reference}
 
 
-def with_causal_lm(aliases: Mapping[str, type[BasePolicy]]) -> dict[str, type[BasePolicy]]:
+def with_language_models(aliases: Mapping[str, type[BasePolicy]]) -> dict[str, type[BasePolicy]]:
     """An algorithm's names of policies, and ours."""
-    return {**aliases, "CausalLMPolicy": CausalLMPolicy}
+    return {**aliases, "CausalLMPolicy": CausalLMPolicy, "Seq2SeqLMPolicy": Seq2SeqLMPolicy}
 
 
 class _UntilEpisodes:

@@ -46,7 +46,7 @@ from textgym.agents.language_model import (
     trunk_of,
     unwrapped,
 )
-from textgym.agents.segments import TokenSegments
+from textgym.agents.segments import SegmentGroup, TokenSegments
 from textgym.errors import ConfigurationError, ModelError, TokenizerError
 from textgym.rendering import load_tokenizer
 
@@ -112,6 +112,9 @@ class CausalLMPolicy(ActorCriticPolicy):
         ModelError: There is no such model.
     """
 
+    load_model = staticmethod(load_causal_lm)
+    """How a model is had from a name, a path, a configuration or itself; the reference, too."""
+
     def __init__(
         self,
         observation_space: spaces.Space,
@@ -155,8 +158,8 @@ class CausalLMPolicy(ActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         self.n_actions = int(self.action_space.n)  # type: ignore[attr-defined]
         self.max_context = int(self.observation_space["input_ids"].shape[0])  # type: ignore[index]
-        self.model: CausalLM = load_causal_lm(self._sources.model, self._sources.peft_config)
-        _check_fit(self.model, self.n_actions, self.max_context)
+        self.model: CausalLM = self.load_model(self._sources.model, self._sources.peft_config)
+        self._check_model()
         self.value_trunk, score = self._build_value_trunk()
         trunk = self.value_trunk or trunk_of(self.model)
         width = trunk.config.get_text_config(decoder=True).hidden_size
@@ -166,8 +169,8 @@ class CausalLMPolicy(ActorCriticPolicy):
         if score is not None:
             self.value_head.load_state_dict(score.state_dict(), strict=False)  # most have no bias
         self._load_value_head()
-        self.plain_head = plain_head(self.model) is not None
-        self.can_decode_incrementally = all(supports_row_cache(t, self.max_context) for t in self._trunks())
+        self.plain_head = self._finds_plain_head(self.model)
+        self.can_decode_incrementally = self._can_decode_incrementally()
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         self.optimizer = self.optimizer_class(trained, lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
@@ -181,7 +184,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         self._value_is_copy = source == "separate"
         if source == "separate":
             return trunk_copy(self.model), None
-        trunk, score = load_value_trunk(source)
+        trunk, score = load_value_trunk(source, self.load_model)
         _check_value_fit(trunk, source, self.n_actions, self.max_context)
         return trunk, score
 
@@ -199,6 +202,18 @@ class CausalLMPolicy(ActorCriticPolicy):
     def _trunks(self) -> list[Any]:
         trunks = [trunk_of(self.model)]
         return trunks if self.value_trunk is None else [*trunks, self.value_trunk]
+
+    def _check_model(self) -> None:
+        _check_fit(self.model, self.n_actions, self.max_context)
+
+    def _finds_plain_head(self, model: CausalLM) -> bool:
+        return plain_head(model) is not None
+
+    def _has_plain_head(self, model: CausalLM) -> bool:
+        return self.plain_head if model is self.model else self._finds_plain_head(model)
+
+    def _can_decode_incrementally(self) -> bool:
+        return all(supports_row_cache(trunk, self.max_context) for trunk in self._trunks())
 
     # ------------------------------------------------------------------ acting
 
@@ -283,7 +298,8 @@ class CausalLMPolicy(ActorCriticPolicy):
             else:
                 width = int(lengths.max())
                 rows = torch.arange(len(input_ids), device=input_ids.device)
-                states = [self.encode(trunk, input_ids[:, :width])[rows, lengths - 1] for trunk in self._trunks()]
+                group = SegmentGroup(input_ids[:, :width], obs["agent_mask"][:, :width].bool(), rows, lengths - 1)
+                states = [self.action_states(trunk, group) for trunk in self._trunks()]
         return states[0], states[-1]
 
     # ---------------------------------------------------------------- training
@@ -298,8 +314,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         if isinstance(obs, TokenSegments):
             with self.autocast():
                 states = [
-                    torch.cat([self.encode(trunk, group.input_ids)[group.rows, group.columns] for group in obs.groups])
-                    for trunk in self._trunks()
+                    torch.cat([self.action_states(trunk, group) for group in obs.groups]) for trunk in self._trunks()
                 ]
             hidden, hidden_value = states[0], states[-1]
         else:
@@ -334,11 +349,15 @@ class CausalLMPolicy(ActorCriticPolicy):
         """(B, W) right-padded to (B, W, D); causal attention keeps padding out of what comes before it."""
         return trunk(input_ids=input_ids, use_cache=False)[0]
 
+    def action_states(self, trunk: nn.Module, group: SegmentGroup) -> Tensor:
+        """The hidden states (n, D) that a group's actions are predicted from, each segment encoded once."""
+        return self.encode(trunk, group.input_ids)[group.rows, group.columns]
+
     def reference_log_probs(self, model: CausalLM, segments: TokenSegments, actions: Tensor) -> Tensor:
         """Log-probabilities (N,) float32 of the segments' actions under another model with the same vocabulary."""
         trunk = trunk_of(model)
         with torch.no_grad(), self.autocast():
-            hidden = torch.cat([self.encode(trunk, g.input_ids)[g.rows, g.columns] for g in segments.groups])
+            hidden = torch.cat([self.action_states(trunk, group) for group in segments.groups])
             return self.log_probs(hidden, actions, model)[0]
 
     def logits(self, hidden: Tensor, model: CausalLM | None = None, kept: Tensor | None = None) -> Tensor:
@@ -352,11 +371,12 @@ class CausalLMPolicy(ActorCriticPolicy):
         model = self.model if model is None else model
         with self.autocast():
             head = unwrapped(model).get_output_embeddings()
-            logits = head(hidden) if self._has_plain_head(model) else head_logits(model, hidden)
+            logits = head(hidden) if self._has_plain_head(model) else self.head_logits(model, hidden)
         return truncate(logits[:, : self.n_actions].float() / self.temperature, self.top_k, self.top_p, kept)
 
-    def _has_plain_head(self, model: CausalLM) -> bool:
-        return self.plain_head if model is self.model else plain_head(model) is not None
+    def head_logits(self, model: CausalLM, hidden: Tensor) -> Tensor:
+        """A model's own logits (N, V') at its last hidden states (N, D), as wide as its head."""
+        return head_logits(model, hidden)
 
     def values(self, hidden: Tensor) -> Tensor:
         """Values (N, 1) float32 at the critic's hidden states (N, D)."""
@@ -373,13 +393,14 @@ class CausalLMPolicy(ActorCriticPolicy):
     def save_pretrained(self, folder: str | Path) -> None:
         """Writes an ordinary transformers folder: safetensors and JSON only, the value head in a file of its own.
 
-        ``AutoModelForCausalLM`` loads it, and ``policy_kwargs={"model": folder}`` goes on training from it. Of a model
+        The model's Auto class loads it, and ``policy_kwargs={"model": folder}`` goes on training from it. Of a model
         with an adapter it holds the adapter only, in peft's form, and its base model's name or path.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.model.save_pretrained(folder)  # type: ignore[operator]
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self._value_state().items()}
+        # clones, since safetensors writes no two names of one tensor, which tied embeddings are
+        state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self._value_state().items()}
         metadata = {"format": "pt"}
         if self.uses_adapter:
             metadata[BASE_FINGERPRINT] = fingerprint(base_weights(self.model))
@@ -498,7 +519,7 @@ def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -
     keys = set(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else set()
     if not keys >= OBSERVATION_KEYS or not isinstance(action_space, spaces.Discrete):
         raise ConfigurationError(
-            "CausalLMPolicy needs a token environment: a Dict observation with "
+            "a language-model policy needs a token environment: a Dict observation with "
             f"{', '.join(sorted(OBSERVATION_KEYS))} and Discrete actions, not {observation_space} and {action_space}."
         )
 

@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from textgym.agents.kl import KLCoefficient
 from textgym.agents.language_model import ModelLike
-from textgym.agents.on_policy import LanguageModelRollouts, with_causal_lm
+from textgym.agents.on_policy import LanguageModelRollouts, with_language_models
 
 __all__ = ["PPO"]
 
@@ -45,7 +45,7 @@ class PPO(LanguageModelRollouts, stable_baselines3.PPO):
         ConfigurationError: An option of language-model policies is given with another policy, or has a wrong value.
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = with_causal_lm(stable_baselines3.PPO.policy_aliases)
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = with_language_models(stable_baselines3.PPO.policy_aliases)
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from torch import Tensor
 from textgym.agents.kl import KLCoefficient
 from textgym.agents.language_model import ModelLike
 from textgym.agents.objectives import leave_one_out_by_step, rewards_to_go
-from textgym.agents.on_policy import LanguageModelRollouts, with_causal_lm
+from textgym.agents.on_policy import LanguageModelRollouts, with_language_models
 from textgym.agents.policies import CausalLMPolicy
 from textgym.agents.segments import SegmentSamples
 from textgym.errors import ConfigurationError
@@ -34,7 +34,7 @@ class REINFORCE(LanguageModelRollouts):
     1992. The gradient is averaged over tokens.
 
     Args:
-        policy: ``"CausalLMPolicy"``, or a subclass.
+        policy: ``"CausalLMPolicy"``, ``"Seq2SeqLMPolicy"``, or a subclass.
         env: As in :class:`textgym.agents.PPO`.
         learning_rate: A number or a schedule.
         n_episodes: Of a rollout.
@@ -49,7 +49,7 @@ class REINFORCE(LanguageModelRollouts):
         ConfigurationError: The policy is no language model's, or an option has a wrong value.
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = with_causal_lm({})
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = with_language_models({})
     n_epochs = 1
 
     def __init__(
@@ -108,8 +108,8 @@ class REINFORCE(LanguageModelRollouts):
         super()._check_arguments()
         if not self.is_language_model:
             raise ConfigurationError(
-                f"{type(self).__name__} is for language-model policies (policy='CausalLMPolicy'), not for "
-                f"{self.policy_class.__name__}."
+                f"{type(self).__name__} is for language-model policies (policy='CausalLMPolicy' or 'Seq2SeqLMPolicy'), "
+                f"not for {self.policy_class.__name__}."
             )
         if self.batch_size is not None and self.batch_size < 1:
             raise ConfigurationError(f"batch_size is at least 1, or None, not {self.batch_size}.")

@@ -17,8 +17,9 @@ from transformers import AutoConfig
 
 import textgym
 from textgym.adapters import base_of_folder
-from textgym.agents.policies import CausalLMPolicy
+from textgym.agents.policies import CausalLMPolicy, builtin_model_path
 from textgym.agents.ppo import PPO
+from textgym.agents.seq2seq import policy_class_of
 from textgym.agents.warm_start import imitate
 from textgym.errors import ConfigurationError, ModelError, did_you_mean
 from textgym.rewards import as_reward
@@ -184,11 +185,12 @@ def _max_context(model: str) -> int:
 
 def load_policy(settings: Settings, venv: TokenVectorEnv, saved: Path | None = None) -> CausalLMPolicy:
     """The run's model, or the one saved in a folder, as a policy for the environments."""
-    policy = CausalLMPolicy(
+    source = saved or settings.model or builtin_model_path()
+    policy = policy_class_of(source)(
         venv.single_observation_space,
         venv.single_action_space,
         lambda _: 0.0,
-        model=settings.model if saved is None else saved,
+        model=source,
         dtype=settings.dtype,
         **settings.section("policy"),
     )

@@ -32,11 +32,13 @@ class SegmentGroup:
 
     Args:
         input_ids: (R, W) int64.
+        agent_mask: (R, W) bool, the tokens that the agent wrote, in an earlier rollout or in this one.
         rows: (n,) int64, the row of each action.
         columns: (n,) int64, the column of the token before it, whose hidden state predicts it.
     """
 
     input_ids: Tensor
+    agent_mask: Tensor
     rows: Tensor
     columns: Tensor
 
@@ -122,6 +124,7 @@ class TokenRolloutBuffer(RolloutBuffer):
         self.surplus = np.zeros(shape, dtype=bool)
         self.positions = np.zeros(shape, dtype=np.int64)  # in the stream, of the token before the action
         self.streams = np.zeros((self.n_envs, 2 * self.buffer_size + 64), dtype=np.int64)
+        self.agent_masks = np.zeros(self.streams.shape, dtype=bool)  # which of their tokens the agent wrote
         self.stream_starts = np.zeros(self.n_envs, dtype=np.int64)  # of the current segment
         self.stream_ends = np.zeros(self.n_envs, dtype=np.int64)
         self.quota: np.ndarray | None = None
@@ -185,11 +188,11 @@ class TokenRolloutBuffer(RolloutBuffer):
         if self.seen == self.buffer_size:
             self._resize(2 * self.buffer_size)
         restarts = np.asarray(episode_start, dtype=bool) | (self.seen == 0)
-        self._add_tokens(obs["input_ids"], obs["attention_mask"].sum(-1, dtype=np.int64), restarts)
+        self._add_tokens(obs["input_ids"], obs["agent_mask"], obs["attention_mask"].sum(-1, dtype=np.int64), restarts)
         self.positions[self.seen] = self.stream_ends - 1
         self.seen += 1
 
-    def _add_tokens(self, ids: np.ndarray, lengths: np.ndarray, restarts: np.ndarray) -> None:
+    def _add_tokens(self, ids: np.ndarray, mask: np.ndarray, lengths: np.ndarray, restarts: np.ndarray) -> None:
         """Appends each row's new tokens to its stream: all of them where a segment begins, else what it gained."""
         self.stream_starts = np.where(restarts, self.stream_ends, self.stream_starts)
         held = self.stream_ends - self.stream_starts
@@ -197,13 +200,15 @@ class TokenRolloutBuffer(RolloutBuffer):
         needed = int((self.stream_ends + gained).max())
         width = self.streams.shape[1]
         if needed > width:
-            self.streams = np.pad(self.streams, ((0, 0), (0, max(needed, 2 * width) - width)))
+            wider = ((0, 0), (0, max(needed, 2 * width) - width))
+            self.streams, self.agent_masks = np.pad(self.streams, wider), np.pad(self.agent_masks, wider)
         single = np.flatnonzero(gained == 1)
-        self.streams[single, self.stream_ends[single]] = ids[single, lengths[single] - 1]
-        for row in np.flatnonzero(gained > 1):
-            self.streams[row, self.stream_ends[row] : self.stream_ends[row] + gained[row]] = ids[
-                row, held[row] : lengths[row]
-            ]
+        several = np.flatnonzero(gained > 1)
+        for stored, seen in ((self.streams, ids), (self.agent_masks, mask)):
+            stored[single, self.stream_ends[single]] = seen[single, lengths[single] - 1]
+            for row in several:
+                end = self.stream_ends[row]
+                stored[row, end : end + gained[row]] = seen[row, held[row] : lengths[row]]
         self.stream_ends = self.stream_ends + gained
 
     def owes_episodes(self, dones: np.ndarray) -> bool:
@@ -322,12 +327,14 @@ class TokenRolloutBuffer(RolloutBuffer):
     def _group(self, segments: Sequence[_Segment]) -> SegmentGroup:
         width = max(s.stop - s.start for s in segments)
         ids = np.zeros((len(segments), width), dtype=np.int64)
+        mask = np.zeros(ids.shape, dtype=bool)
         rows, columns = [], []
         for row, s in enumerate(segments):
             ids[row, : s.stop - s.start] = self.streams[s.environment, s.start : s.stop]
+            mask[row, : s.stop - s.start] = self.agent_masks[s.environment, s.start : s.stop]
             columns.append(self.positions[s.first_step : s.last_step + 1, s.environment] - s.start)
             rows.append(np.full(len(columns[-1]), row))
-        arrays: tuple[Any, ...] = (ids, np.concatenate(rows), np.concatenate(columns))
+        arrays: tuple[Any, ...] = (ids, mask, np.concatenate(rows), np.concatenate(columns))
         return SegmentGroup(*(self.to_torch(array) for array in arrays))
 
 

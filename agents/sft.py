@@ -8,9 +8,10 @@ from typing import Any
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from textgym.agents.completions import Completion, collate, complete
-from textgym.agents.language_model import ModelLike, load_causal_lm
+from textgym.agents.completions import Completion, collate, complete, read_and_said
+from textgym.agents.language_model import ModelLike
 from textgym.agents.policies import source_and_tokenizer
+from textgym.agents.seq2seq import encoder_eos_of, policy_class_of
 from textgym.episode import Sample
 from textgym.errors import DataError
 from textgym.rendering import Renderer
@@ -25,7 +26,7 @@ class SFT(Trainer):
     several processes are its own.
 
     Args:
-        model: A name, path or model; the built-in one where None.
+        model: A name, path or model, causal or an encoder-decoder; the built-in one where None.
         args: transformers' ``TrainingArguments``.
         train_dataset: Samples, whose first reference is the completion, as :func:`textgym.load_samples` reads them from
             a file of prompts and completions; or completions as token streams, such as those that
@@ -34,6 +35,7 @@ class SFT(Trainer):
         tokenizer: The model's; None: the one of its name or path.
         peft_config: Wraps the model in a new adapter; what is saved is then the adapter alone, which needs the base
             model's name or path.
+        encoder_eos: Of an encoder-decoder, as in :class:`textgym.agents.Seq2SeqLMPolicy`.
         **kwargs: Of ``Trainer``.
 
     Raises:
@@ -49,23 +51,29 @@ class SFT(Trainer):
         *,
         tokenizer: Any = None,
         peft_config: Any = None,
+        encoder_eos: bool = True,
         **kwargs: Any,
     ) -> None:
         source, self.tokenizer = source_and_tokenizer(model, tokenizer)
         renderer = Renderer(self.tokenizer)
+        loaded: Any = policy_class_of(source).load_model(source, peft_config)
+        closing_token = encoder_eos_of(loaded) if encoder_eos else None
+
+        def examples(dataset: Sequence[Sample | Completion] | None) -> Any:
+            streams = None if dataset is None else [_stream(example, renderer) for example in dataset]
+            if streams is None or not loaded.config.is_encoder_decoder:
+                return streams
+            return [turn for stream in streams for turn in read_and_said(stream, closing_token)]
+
         super().__init__(
-            model=load_causal_lm(source, peft_config),
+            model=loaded,
             args=args,
-            train_dataset=_streams(train_dataset, renderer),  # type: ignore[arg-type]
-            eval_dataset=_streams(eval_dataset, renderer),  # type: ignore[arg-type]
+            train_dataset=examples(train_dataset),
+            eval_dataset=examples(eval_dataset),
             data_collator=collate,
             processing_class=self.tokenizer,
             **kwargs,
         )
-
-
-def _streams(examples: Sequence[Sample | Completion] | None, renderer: Renderer) -> list[Completion] | None:
-    return None if examples is None else [_stream(example, renderer) for example in examples]
 
 
 def _stream(example: Sample | Completion, renderer: Renderer) -> Completion:

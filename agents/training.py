@@ -274,7 +274,7 @@ class Training:
             "dtype": self.settings.dtype,
         }
         return PPO(
-            "CausalLMPolicy",
+            type(self.policy),
             self.train,
             policy_kwargs=policy_kwargs,
             seed=self.settings.seed,

@@ -127,7 +127,10 @@ def imitate(
         disable_tqdm=True,
         **(BY_LENGTH if hasattr(TrainingArguments, "train_sampling_strategy") else OLD_NAME),
     )
-    trainer = SFT(policy.model, arguments, examples, validation or None, tokenizer=policy.tokenizer)
+    encoder_eos = getattr(policy, "encoder_eos", True)
+    trainer = SFT(
+        policy.model, arguments, examples, validation or None, tokenizer=policy.tokenizer, encoder_eos=encoder_eos
+    )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Progress(on_step))
     trainer.train(resume_from_checkpoint=None if folder is None else get_last_checkpoint(str(folder)))

@@ -35,7 +35,12 @@ def filled_buffer(rewards, values, starts, gamma, gae_lambda, ids=None):
     for step, (reward, value, start) in enumerate(zip(rewards, values, starts, strict=True)):
         length = 2 if start else length + 1
         mask = (np.arange(CONTEXT) < length).astype(np.int8)[None]
-        observation = {"input_ids": np.where(mask, stream[None, :CONTEXT], 0), "attention_mask": mask}
+        mine = mask * (np.arange(CONTEXT) >= 2)
+        observation = {
+            "input_ids": np.where(mask, stream[None, :CONTEXT], 0),
+            "attention_mask": mask,
+            "agent_mask": mine,
+        }
         action = np.array([stream[length] if step + 1 < len(starts) and not starts[step + 1] else 1])
         row = np.array([reward], np.float32), np.array([start])
         buffer.add(observation, action, *row, torch.tensor([[value]]), torch.tensor([-0.1 * step]))

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from toy import MODELS, ToyEnv
 
 import textgym
-from textgym.agents import A2C, GRPO, PPO, REINFORCE, RLOO, CausalLMPolicy
+from textgym.agents import A2C, GRPO, PPO, REINFORCE, RLOO, CausalLMPolicy, Seq2SeqLMPolicy
 from textgym.errors import ConfigurationError
 
 GROUPED = [RLOO, GRPO]
@@ -235,4 +235,4 @@ def test_groups_that_do_not_divide_the_environments_are_refused(group_size):
 def test_ppo_is_still_one_of_sb3s():
     assert issubclass(PPO, stable_baselines3.PPO)
     assert issubclass(A2C, stable_baselines3.A2C)
-    assert REINFORCE.policy_aliases == {"CausalLMPolicy": CausalLMPolicy}
+    assert REINFORCE.policy_aliases == {"CausalLMPolicy": CausalLMPolicy, "Seq2SeqLMPolicy": Seq2SeqLMPolicy}

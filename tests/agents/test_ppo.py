@@ -208,7 +208,8 @@ def test_the_buffer_holds_prompts_of_any_length(lengths):
     buffer = TokenRolloutBuffer(4, *spaces_of(width := 512), device="cpu", n_envs=1)
     ids = np.arange(width)[None]
     for length in lengths:
-        observation = {"input_ids": ids, "attention_mask": (ids < length).astype(np.int8)}
+        mask = (ids < length).astype(np.int8)
+        observation = {"input_ids": ids, "attention_mask": mask, "agent_mask": 0 * mask}
         buffer.add(observation, np.zeros((1, 1)), np.zeros(1), np.ones(1), torch.zeros(1), torch.zeros(1))
     starts = np.cumsum([0, *lengths])
     for start, length in zip(starts, lengths, strict=False):

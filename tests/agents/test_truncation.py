@@ -11,7 +11,6 @@ from toy import CONTEXT, MODELS, VOCABULARY, ToyEnv
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
 from textgym.agents import A2C, GRPO, PPO, REINFORCE, CausalLMPolicy, CausalLMQPolicy, heads
-from textgym.agents.completions import Completion
 from textgym.agents.heads import token_log_probs, truncate
 from textgym.agents.run_settings import Settings
 from textgym.errors import ConfigurationError
