@@ -182,10 +182,12 @@ def main() -> None:
     sweep: dict[float, Rows] = {}
     for wrong in options.wrong:
         runs = [
-            run(out / f"wrong{wrong}" / f"seed-{seed}", seed, f"--wrong={wrong}", "--agents", "PPO")
+            by_seed[seed]
+            if wrong == Abstain().wrong
+            else run(out / f"wrong{wrong}" / f"seed-{seed}", seed, f"--wrong={wrong}", "--agents", "PPO")
             for seed in options.seeds
         ]
-        sweep[wrong] = [row for rows in runs for row in rows]
+        sweep[wrong] = [row for rows in runs for row in rows if row["agent"] == "PPO"]
     if sweep:
         lines += ["", f"| PPO, a wrong answer earns | {' | '.join(FIGURES)} |", "|---" * (len(FIGURES) + 1) + "|"]
         lines += [row_of(str(wrong), rows) for wrong, rows in sweep.items()]
