@@ -34,14 +34,14 @@ ALGORITHMS = {
 }
 MAX_STEPS = 80_000
 PAIRS = [
-    pytest.param(name, toy, marks=() if toy == "Identity" and name != "DQN" else pytest.mark.slow)
+    pytest.param(name, toy, marks=() if toy == "Identity" else pytest.mark.slow)
     for toy in THRESHOLDS
     for name in ALGORITHMS
 ]
 
 
 class UntilLearned(BaseCallback):
-    """Stops where the greedy reward is high enough, looked at every few thousand steps."""
+    """Stops where the greedy reward is high enough, looked at every few rollouts."""
 
     def __init__(self, venv, threshold, every=2_000):
         super().__init__()
