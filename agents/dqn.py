@@ -51,6 +51,8 @@ class CausalLMQPolicy(CausalLMPolicy):
     Args:
         observation_space, action_space, lr_schedule: As in :class:`textgym.agents.CausalLMPolicy`.
         scale: What a nat of log-probability is worth, in units of the return; the temperature of the softmax policy.
+            A token whose value is lower by g is drawn ``exp(-g / scale)`` times as often as the best one, and there are
+            thousands: above ``g / log(n_actions)``, correct values make exploration nearly uniform.
         **kwargs: As in :class:`textgym.agents.CausalLMPolicy`, but for ``value``, ``top_k`` and ``top_p``.
 
     Raises:
