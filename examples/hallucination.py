@@ -4,7 +4,8 @@
 
 All begin with the built-in model, and are tested on questions that none has trained on: the model as it is; SFT on
 answers; SFT-IDK, where some answers are "I don't know", whatever the model knows; and from there the best of eight
-sampled replies by a reward model, DPO, GRPO and PPO. A right answer earns 1, "I don't know" 0, a wrong one -1.5.
+sampled replies, chosen by a reward model or by who has the references, DPO, GRPO and PPO. A right answer earns 1, "I
+don't know" 0, a wrong one -1.5.
 
 Prints how often each agent is right about what the model knows, and how often it makes up what it does not know; the
 folder gets the benchmark's table and, as coverage.png, the share of right ones among the answers against the share of
@@ -38,7 +39,7 @@ from textgym.rewards import Abstain, RewardModel
 
 ENV = "textgym/KnowledgeQA-v0"
 SHOWN = ("accuracy/known", "hallucination_rate/known", "hallucination_rate/unknown", "abstention_rate/unknown")
-AGENTS = ("as-it-is", "SFT", "SFT-IDK", "best-of-8", "DPO", "GRPO", "PPO")
+AGENTS = ("as-it-is", "SFT", "SFT-IDK", "best-of-8", "best-of-8-references", "DPO", "GRPO", "PPO")
 REPLIES = 8  # to a question, in a group or to choose from
 RATED = 3_000  # questions whose replies are rated, for the reward model and for DPO
 
@@ -135,7 +136,12 @@ def trained(out: Path, options: argparse.Namespace) -> dict[str, Agent]:
         grpo: lambda: reinforce(grpo, abstaining, GRPO, options.steps, questions, seed, reward),
         ppo: lambda: reinforce(ppo, abstaining, PPO, options.steps, questions, seed, reward),
     }
-    needed = {"SFT": [sft], "SFT-IDK": [abstaining], "best-of-8": [abstaining, judge]}
+    needed = {
+        "SFT": [sft],
+        "SFT-IDK": [abstaining],
+        "best-of-8": [abstaining, judge],
+        "best-of-8-references": [abstaining],
+    }
     needed |= {name: [abstaining, folder] for name, folder in (("DPO", dpo), ("GRPO", grpo), ("PPO", ppo))}
     agents: dict[str, Agent] = {}
     for name in options.agents:
@@ -178,9 +184,9 @@ def main() -> None:
     agents = trained(options.out, options)
     tasks = {ENV: {"reward": Abstain(wrong=options.wrong)}}
     textgym.benchmark(agents, tasks, episodes=options.questions or 10_000, seeds=1, out=options.out / "benchmark")
-    print(f"\n{'agent':10}" + "".join(f"{name:>28}" for name in ("reward", *SHOWN)))
+    print(f"\n{'agent':20}" + "".join(f"{name:>28}" for name in ("reward", *SHOWN)))
     for agent, values in figures(options.out / "benchmark").items():
-        print(f"{agent:10}" + "".join(f"{value:28.3f}" for value in values.values()))
+        print(f"{agent:20}" + "".join(f"{value:28.3f}" for value in values.values()))
 
 
 if __name__ == "__main__":
