@@ -195,6 +195,30 @@ def test_a_reward_model_scores_as_it_was_shown(arguments, model, tokenizer, pref
     assert good.value > bad.value
 
 
+def test_other_preferences_are_evaluated_as_they_are(arguments, model, tokenizer):
+    trainer = RewardModelTrainer(model, arguments(), RANKINGS[::2], tokenizer=tokenizer)  # of two replies each
+    report = trainer.evaluate(RANKINGS[1::2], metric_key_prefix="test")
+    scores = [[score.value for score in trainer.reward.score(ranking.episodes())] for ranking in RANKINGS[1::2]]
+    expected = preference_report(np.array(scores), np.full(6, np.nan), "ranking")
+    assert {name: report[f"test_{name}"] for name in expected} == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(DataError, match="of the kind 'ranking'"):
+        trainer.evaluate(BINARY)
+
+
+def test_batches_are_of_texts_of_similar_length(arguments, model, tokenizer):
+    lengths = np.random.default_rng(0).permutation(np.repeat([1, 40], 24))
+    preferences = [Preference(Sample(str(i), "p"), (" good" * n,), float(i % 2)) for i, n in enumerate(lengths)]
+    pairs = [Preference(Sample(str(i), "p"), (" good" * n, " bad" * n)) for i, n in enumerate(lengths)]
+    for trainer in (
+        RewardModelTrainer(model, arguments(), preferences, tokenizer=tokenizer),
+        DPO(model, arguments(), pairs, tokenizer=tokenizer),
+    ):
+        batches = list(trainer.get_train_dataloader())
+        assert sum(len(batch["input_ids"]) for batch in batches) == len(lengths) * (1 + isinstance(trainer, DPO))
+        alike = [(batch["attention_mask"].sum(1) > 20).unique().numel() == 1 for batch in batches]
+        assert sum(alike) > len(batches) / 2  # drawn without regard to length, 1 in 8
+
+
 def test_the_loss_is_that_of_the_reward_models_own_scores(arguments, model, tokenizer):
     trainer = RewardModelTrainer(model, arguments(), RANKINGS, tokenizer=tokenizer)
     batch = trainer._collate([trainer.train_dataset[i] for i in (0, 1, 2)])
