@@ -98,9 +98,9 @@ def _number(sample: Sample, value: Any) -> float:
 def paired(preferences: Sequence[Preference], *, seed: int = 0) -> list[Preference]:
     """Pairs of ratings, for what learns from pairs: of two replies to the same prompt the one that is rated higher.
 
-    Of the replies to a prompt, in order of rating, the lower half are put beside the upper half; which of those that are
-    rated alike go together is drawn. So each reply is in one pair at most, the pairs are as many as there can be then,
-    and prompts whose replies are all rated alike have none. Rankings are passed on as they are.
+    Of the replies to a prompt, in order of rating, the lower half are put beside the upper half; which of those that
+    are rated alike go together is drawn. So each reply is in one pair at most, the pairs are as many as there can be
+    then, and prompts whose replies are all rated alike have none. Rankings are passed on as they are.
 
     Args:
         preferences: Ratings or rankings.

@@ -24,7 +24,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -52,9 +52,11 @@ from textgym.hashing import hashed_share
 from textgym.rewards import RewardModel
 
 ENV = "example/Preferences-v0"
+REWARDS = ("reward_model", "judge")
+TEMPERATURE = 0.7
 HELD_OUT = 400  # validation preferences, at most
 COMPARED = (("sft", "base"), ("ppo", "sft"), ("dpo", "sft"), ("ppo", "dpo"))
-TINY = {"epochs": 1, "ppo_steps": 512, "limit": 64, "episodes": 8, "max_new_tokens": 16}
+TINY = {"epochs": 1, "ppo_steps": 128, "rollout": 16, "limit": 32, "episodes": 8, "max_new_tokens": 16}
 
 Data = dict[str, list[Preference]]
 
@@ -69,6 +71,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="how many preferences of each part are used")
     parser.add_argument("--epochs", type=int, default=3, help="of each stage that learns from the file")
     parser.add_argument("--ppo-steps", type=int, default=40_000, help="tokens that PPO writes")
+    parser.add_argument("--rollout", type=int, default=128, help="episodes of PPO between updates")
     parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--episodes", type=int, default=200, help="test prompts in the benchmark")
     parser.add_argument("--seed", type=int, default=0)
@@ -86,14 +89,17 @@ def run(args: argparse.Namespace, out: Path) -> None:
     data = parts(load_preferences(args.file or made_up(), args.layout), args.limit)
     print({name: len(part) for name, part in data.items()}, "preferences")
     sft = stage(out / "sft", lambda: supervised(args, data))
-    judge = stage(out / "judge", lambda: reward_model(args, sft, data, "judge"))
-    textgym.register(ENV, task=Asked(args, data), max_new_tokens=args.max_new_tokens)
+    stage(out / "judge", lambda: reward_model(args, sft, data, "judge"))
+    task = Asked(args, data)
+    textgym.register(ENV, task=task, max_new_tokens=args.max_new_tokens)
     if args.pipeline != "dpo":
         rewarder = stage(out / "reward_model", lambda: reward_model(args, sft, data, "train"))
         stage(out / "ppo", lambda: ppo(args, sft, rewarder))
     if args.pipeline != "ppo":
         stage(out / "dpo", lambda: dpo(args, sft, data))
-    report(args, out, judge, data)
+    if (out / "reward_model").exists():
+        task.reward_model = probability(out / "reward_model")
+    report(args, out, data)
 
 
 def stage(folder: Path, train: Callable[[], Callable[[Path], object]]) -> Path:
@@ -153,7 +159,9 @@ class Asked(Task):
 
     def __init__(self, args: argparse.Namespace, data: Data) -> None:
         preferred = [preference for preference in data["test"] if is_preferred(preference)]
-        self.splits = {name: asked(part, args.opening) for name, part in (("train", data["train"]), ("test", preferred))}
+        self.splits = {
+            name: asked(part, args.opening) for name, part in (("train", data["train"]), ("test", preferred))
+        }
         self.reward_model: RewardModel | None = None
 
     def samples(self, split: str) -> list[Sample]:
@@ -163,7 +171,9 @@ class Asked(Task):
         """The probability that PPO was trained on, beside the judge's."""
         if self.reward_model is None:
             return {}
-        return {"reward_model": fmean(score.value for score in self.reward_model.score(episodes) if score.value is not None)}
+        return {
+            "reward_model": fmean(score.value for score in self.reward_model.score(episodes) if score.value is not None)
+        }
 
 
 def asked(preferences: Sequence[Preference], opening: int) -> list[Sample]:
@@ -211,13 +221,18 @@ def reward_model(args: argparse.Namespace, sft: Path, data: Data, part: str) -> 
     return trainer.save_model
 
 
+def probability(folder: Path) -> RewardModel:
+    return RewardModel(folder, activation="probability", truncate=True)
+
+
 def ppo(args: argparse.Namespace, sft: Path, rewarder: Path) -> Callable[[Path], object]:
-    reward = RewardModel(rewarder, activation="probability", truncate=True)
-    env = textgym.make_vec(ENV, num_envs=64, reward=reward, split="train", tokenizer=str(sft))
+    env = textgym.make_vec(
+        ENV, num_envs=min(64, args.rollout), reward=probability(rewarder), split="train", tokenizer=str(sft)
+    )
     agent = PPO(
         "CausalLMPolicy",
         env,
-        n_episodes=128,
+        n_episodes=args.rollout,
         batch_size=1024,
         n_epochs=2,
         learning_rate=3e-4,
@@ -225,7 +240,7 @@ def ppo(args: argparse.Namespace, sft: Path, rewarder: Path) -> Callable[[Path],
         gae_lambda=1.0,
         vf_coef=0.1,
         kl_coef=0.02,
-        policy_kwargs={"model": str(sft), "temperature": 0.7},
+        policy_kwargs={"model": str(sft), "temperature": TEMPERATURE},
         seed=args.seed,
         verbose=1,
     )
@@ -245,42 +260,50 @@ def dpo(args: argparse.Namespace, sft: Path, data: Data) -> Callable[[Path], obj
 # ------------------------------------------------------------------ evaluation
 
 
-def report(args: argparse.Namespace, out: Path, judge: Path, data: Data) -> None:
-    """Prints and keeps the accuracy of the reward models, the table and the paired differences."""
-    names = [name for name in ("reward_model", "judge") if (out / name).exists()]
-    models = {name: RewardModel(out / name, activation="probability", truncate=True) for name in names}
-    accuracies = {name: accuracy(model, data["test"]) for name, model in models.items()}
-    (out / "reward_model.json").write_text(json.dumps(accuracies, indent=2))
-    agents: dict[str, Any] = {"base": CausalLMAgent(deterministic=False, temperature=0.7)}
-    for name in ("sft", "ppo", "dpo"):
-        if (out / name).exists():
-            agents[name] = CausalLMAgent(str(out / name), deterministic=False, temperature=0.7)
-    agents["reference"] = ReferenceAgent()
+def report(args: argparse.Namespace, out: Path, data: Data) -> None:
+    """Prints and keeps the accuracy of the reward models, the benchmark's table and the paired differences."""
+    held_out = {name: accuracy(args, out / name, data["test"]) for name in REWARDS if (out / name).exists()}
+    (out / "reward_model.json").write_text(json.dumps(held_out, indent=2))
+    lines = [
+        f"- {name}, held-out {about}: {shown(of)}" for name, found in held_out.items() for about, of in found.items()
+    ]
     folder = out / "benchmark"
-    shutil.rmtree(folder, ignore_errors=True)  # of other agents
-    tasks = {ENV: {"reward": models["judge"]}}
-    textgym.benchmark(agents, tasks, out=folder, episodes=args.episodes, seeds=1)
-    lines = [f"{name}: {shown(estimate)}" for of_model in accuracies.values() for name, estimate in of_model.items()]
-    print((folder / "table.md").read_text(), *lines, *differences(folder), sep="\n")
+    shutil.rmtree(folder, ignore_errors=True)  # that of fewer agents
+    textgym.benchmark(
+        agents(out), {ENV: {"reward": probability(out / "judge")}}, out=folder, episodes=args.episodes, seeds=1
+    )
+    rows = [json.loads(line) for line in (folder / "episodes.jsonl").read_text(encoding="utf-8").splitlines()]
+    of = {name: [row for row in rows if row["agent"] == name] for name in dict.fromkeys(row["agent"] for row in rows)}
+    for one, other in COMPARED:
+        if one in of and other in of:
+            lines.append(f"- {one} less {other}, judged on the same prompts: {shown(difference(of[one], of[other]))}")
+    text = "\n".join([(folder / "table.md").read_text(encoding="utf-8"), *lines, ""])
+    (out / "report.md").write_text(text, encoding="utf-8")
+    print(text)
 
 
-def accuracy(model: RewardModel, test: Sequence[Preference]) -> Mapping[str, Any]:
-    found = {"all": preference_accuracy(model, test)}
-    pairs = paired(test)
-    return {**found, "same_prompt": preference_accuracy(model, pairs)} if pairs else found
+def accuracy(args: argparse.Namespace, folder: Path, test: Sequence[Preference]) -> dict[str, Any]:
+    """Of a trained reward model: on any two replies that are rated differently, and on two to the same prompt."""
+    with TemporaryDirectory() as temporary:
+        trainer = RewardModelTrainer(str(folder), arguments(temporary, args), eval_dataset=test)
+        found: dict[str, Any] = {"calibration error": trainer.evaluate()["eval_calibration_error"]}
+    found["pairs"] = preference_accuracy(trainer.reward, test)
+    if trainer.kind != "ranking" and (pairs := paired(test)):
+        found["pairs of the same prompt"] = preference_accuracy(trainer.reward, pairs)
+    return found
 
 
-def differences(folder: Path) -> list[str]:
-    rows = [json.loads(line) for line in (folder / "episodes.jsonl").read_text().splitlines()]
-    of: dict[str, list[Any]] = {}
-    for row in rows:
-        of.setdefault(row["agent"], []).append(row)
-    both = [(one, other) for one, other in COMPARED if one in of and other in of]
-    return [f"{one} less {other}: {shown(difference(of[one], of[other]))}" for one, other in both]
+def agents(out: Path) -> dict[str, Any]:
+    """They reply as PPO's policy does in training: sampled, at its temperature."""
+    models = {"base": None, **{name: str(out / name) for name in ("sft", "ppo", "dpo") if (out / name).exists()}}
+    sampled = {name: CausalLMAgent(m, deterministic=False, temperature=TEMPERATURE) for name, m in models.items()}
+    return {**sampled, "reference": ReferenceAgent()}
 
 
 def shown(estimate: Any) -> str:
-    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+    if isinstance(estimate, float):
+        return f"{estimate:.3f}"
+    return f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}] of {estimate['n']}"
 
 
 if __name__ == "__main__":

@@ -387,7 +387,9 @@ def score_of(response):
 
 def test_accuracy_is_the_share_of_pairs_told_rightly():
     reward = textgym.reward(score_of)
-    rankings = [Preference(Sample(str(i), "p"), replies) for i, replies in enumerate([(" 3", " 2", " 4"), (" 1", " 1")])]
+    rankings = [
+        Preference(Sample(str(i), "p"), replies) for i, replies in enumerate([(" 3", " 2", " 4"), (" 1", " 1")])
+    ]
     assert preference_accuracy(reward, rankings)["value"] == pytest.approx((1 + 0 + 0.5) / 3)
     assert preference_accuracy(reward, rated("a", 0, 1, 2))["value"] == 1.0
     ratings = [
