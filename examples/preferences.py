@@ -8,13 +8,14 @@
 The file is one that ``load_preferences`` reads: pairs, rankings, or ratings of 0 and 1. Every stage is a folder in
 --out, and is taken from there if it is done: the table at the end of the second command has the agents of both.
 
-- The train split is halved by a hash of the samples' ids: the agents learn from one half, and from the other the judge,
-  a reward model that no agent is trained on. The validation split chooses the epoch. The test split is for the accuracy
-  of both reward models, and its prompts for the benchmark, where the judge's probability is the score.
+- The train split is halved by a hash of the prompts: the agents learn from one half, and from the other the judge, a
+  reward model that no agent is trained on. The validation split chooses the epoch. On the test split the accuracy of
+  both reward models is measured, and on its prompts the benchmark is played: the judge's probability is the score.
 - SFT imitates the preferred replies: the first ones of pairs and rankings, those that are rated 1.
+- The reward models learn from the preferences as they are, PPO from one of them, with a KL to the SFT model.
 - DPO learns from pairs; two replies to the same prompt that are rated differently are one (``paired``).
 - With --opening N an agent is given the first N words of a reply with the prompt, and goes on from there. That is for
-  files in which the prompt is always the same.
+  files in which the prompt is always the same; they are halved by the samples' ids.
 """
 
 from __future__ import annotations
@@ -69,11 +70,12 @@ def main() -> None:
     parser.add_argument("--opening", type=int, default=0, help="words of a reply that are given with the prompt")
     parser.add_argument("--out", type=Path, help="the folder; without one the run is tiny and leaves nothing")
     parser.add_argument("--limit", type=int, help="how many preferences of each part are used")
-    parser.add_argument("--epochs", type=int, default=3, help="of each stage that learns from the file")
-    parser.add_argument("--ppo-steps", type=int, default=40_000, help="tokens that PPO writes")
+    parser.add_argument("--epochs", type=int, default=3, help="of SFT and of the reward models")
+    parser.add_argument("--dpo-epochs", type=int, default=1)
+    parser.add_argument("--ppo-steps", type=int, default=60_000, help="tokens that PPO writes")
     parser.add_argument("--rollout", type=int, default=128, help="episodes of PPO between updates")
     parser.add_argument("--max-new-tokens", type=int, default=48)
-    parser.add_argument("--episodes", type=int, default=200, help="test prompts in the benchmark")
+    parser.add_argument("--episodes", type=int, default=400, help="test prompts in the benchmark")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     transformers.logging.set_verbosity_error()
@@ -86,7 +88,7 @@ def main() -> None:
 
 
 def run(args: argparse.Namespace, out: Path) -> None:
-    data = parts(load_preferences(args.file or made_up(), args.layout), args.limit)
+    data = parts(load_preferences(args.file or made_up(), args.layout), args)
     print({name: len(part) for name, part in data.items()}, "preferences")
     sft = stage(out / "sft", lambda: supervised(args, data))
     stage(out / "judge", lambda: reward_model(args, sft, data, "judge"))
@@ -127,13 +129,13 @@ def made_up() -> list[dict[str, str]]:
     ]
 
 
-def parts(splits: Data, limit: int | None) -> Data:
+def parts(splits: Data, args: argparse.Namespace) -> Data:
     """The splits, with the judge's half of the train split as a part of its own."""
-    found: Data = {"train": [], "judge": [], "validation": splits["validation"], "test": splits["test"]}
+    found: Data = {"train": [], "judge": [], "validation": splits["validation"][:HELD_OUT], "test": splits["test"]}
     for preference in splits["train"]:
-        found["train" if hashed_share(f"judge\n{preference.sample.id}") < 0.5 else "judge"].append(preference)
-    found["validation"] = found["validation"][:HELD_OUT]
-    return {name: part[:limit] for name, part in found.items()}
+        key = preference.sample.id if args.opening else json.dumps(preference.sample.messages)
+        found["train" if hashed_share(f"judge\n{key}") < 0.5 else "judge"].append(preference)
+    return {name: part[: args.limit] for name, part in found.items()}
 
 
 def is_preferred(preference: Preference) -> bool:
@@ -214,7 +216,8 @@ def supervised(args: argparse.Namespace, data: Data) -> Callable[[Path], object]
 
 def reward_model(args: argparse.Namespace, sft: Path, data: Data, part: str) -> Callable[[Path], object]:
     with TemporaryDirectory() as folder:
-        settings = arguments(folder, args, learning_rate=1e-3, seed=args.seed + (part == "judge"))
+        seed = args.seed + (part == "judge")
+        settings = arguments(folder, args, learning_rate=5e-4, metric_for_best_model="accuracy", seed=seed)
         model = AutoModelForCausalLM.from_pretrained(sft)
         trainer = RewardModelTrainer(model, settings, data[part], data["validation"], tokenizer=str(sft))
         trainer.train()
@@ -249,10 +252,14 @@ def ppo(args: argparse.Namespace, sft: Path, rewarder: Path) -> Callable[[Path],
 
 
 def dpo(args: argparse.Namespace, sft: Path, data: Data) -> Callable[[Path], object]:
-    pairs, held_out = paired(data["train"], seed=args.seed), paired(data["validation"], seed=args.seed)
-    print(f"dpo: {len(pairs)} pairs of replies to the same prompt, and {len(held_out)} for validation")
+    pairs = paired(data["train"], seed=args.seed)
+    if not pairs:
+        raise SystemExit("DPO needs replies to the same prompt that are rated differently, and the file has none.")
+    print(f"dpo: {len(pairs)} pairs of replies to the same prompt")
     with TemporaryDirectory() as folder:
-        trainer = DPO(str(sft), arguments(folder, args, learning_rate=1e-4), pairs, held_out)
+        last = {"warmup_steps": 5, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+        settings = arguments(folder, args, num_train_epochs=args.dpo_epochs, learning_rate=1e-4, **last)
+        trainer = DPO(str(sft), settings, pairs)
         trainer.train()
     return trainer.save_model
 
