@@ -109,7 +109,7 @@ class RewardModelTrainer(Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
         """Texts of similar length together, so that little is padded."""
-        examples = self.train_dataset if train_dataset is None else train_dataset
+        examples: Any = self.train_dataset if train_dataset is None else train_dataset
         return LengthGroupedSampler(self.args.train_batch_size, lengths=[max(map(len, texts)) for texts, _ in examples])
 
     def _collate(self, examples: Sequence[tuple[list[list[int]], float]]) -> dict[str, Tensor]:
