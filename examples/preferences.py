@@ -120,13 +120,15 @@ def stage(folder: Path, train: Callable[[], Callable[[Path], object]]) -> Path:
 
 
 def made_up() -> list[dict[str, str]]:
-    """Reviews that go on well rather than badly, from the built-in task's openings and continuations."""
+    """Reviews that go on well rather than badly, made of the built-in task's; one pair in four the other way round."""
     samples = textgym.make("textgym/SentimentContinuation-v0", level="turn", split="all").unwrapped.setting.samples
     good, bad = ([sample for sample in samples if sample.meta["label"] == label] for label in ("positive", "negative"))
-    return [
-        {"prompt": one.prompt, "chosen": f" {one.references[0]}", "rejected": f" {other.references[0]}"}
-        for one, other in zip(good, bad, strict=False)
-    ]
+    rows = []
+    for one, other in zip(good, bad, strict=False):
+        replies = [f" {one.references[0]}", f" {other.references[0]}"]
+        chosen, rejected = reversed(replies) if hashed_share(f"dissent\n{one.id}") < 0.25 else replies
+        rows.append({"prompt": one.prompt, "chosen": chosen, "rejected": rejected})
+    return rows
 
 
 def parts(splits: Data, args: argparse.Namespace) -> Data:
@@ -238,7 +240,7 @@ def ppo(args: argparse.Namespace, sft: Path, rewarder: Path) -> Callable[[Path],
         n_episodes=args.rollout,
         batch_size=1024,
         n_epochs=2,
-        learning_rate=3e-4,
+        learning_rate=lambda remaining: 3e-4 * remaining,
         gamma=1.0,
         gae_lambda=1.0,
         vf_coef=0.1,
