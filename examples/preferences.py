@@ -1,9 +1,10 @@
 """Two ways to learn from preferences, side by side: SFT, a reward model and PPO; and SFT and DPO.
 
     python examples/preferences.py                     # both ways, tiny, on made-up reviews: seconds, little is learned
-    python examples/preferences.py both --out runs/made-up                                         # the same at length
+    python examples/preferences.py both --limit 500 --out runs/made-up                                  # more of them
     python examples/preferences.py ppo polarity.jsonl --layout sentence_polarity --opening 4 --out runs/polarity
     python examples/preferences.py dpo polarity.jsonl --layout sentence_polarity --opening 4 --out runs/polarity
+    python examples/preferences.py both TM-4.jsonl --layout taskmaster --dpo-epochs 8 --out runs/taskmaster
 
 The file is one that ``load_preferences`` reads: pairs, rankings, or ratings of 0 and 1. Every stage is a folder in
 --out, and is taken from there if it is done: the table at the end of the second command has the agents of both.
