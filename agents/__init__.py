@@ -12,7 +12,7 @@ from textgym.agents.kl import AdaptiveKL
 from textgym.agents.openai_agent import OpenAIAgent
 from textgym.agents.policies import CausalLMPolicy
 from textgym.agents.ppo import PPO
-from textgym.agents.preferences import Preference, load_preferences
+from textgym.agents.preferences import Preference, load_preferences, paired, preference_accuracy
 from textgym.agents.reinforce import REINFORCE
 from textgym.agents.rloo import RLOO
 from textgym.agents.seq2seq import Seq2SeqLMPolicy
@@ -47,6 +47,8 @@ __all__ = [
     "Seq2SeqLMPolicy",
     "load_preferences",
     "make_agent",
+    "paired",
+    "preference_accuracy",
 ]
 
 _LAZY = {  # these import transformers' Trainer, which takes as long as everything else (PEP 562)

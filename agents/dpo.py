@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from textgym.adapters import switches_off
 from textgym.agents.completions import Completion, collate, complete, sequence_log_probs
@@ -83,6 +84,12 @@ class DPO(Trainer):
         )
         self.can_return_loss = True  # evaluate() then reports the loss
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
+        """Pairs of similar length together, so that little is padded."""
+        pairs: Any = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [_collate_pairs([pair])["input_ids"].shape[1] for pair in pairs]
+        return LengthGroupedSampler(self.args.train_batch_size, lengths=lengths)
 
     def compute_loss(  # type: ignore[override]
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
-from textgym.data import Columns, Layout, Source, load_samples
+import numpy as np
+
+from textgym.comparison import clustered_mean
+from textgym.data import Columns, Layout, Source, load_samples, split_of
 from textgym.episode import Episode, Sample, Turn
 from textgym.errors import DataError
+from textgym.evaluation import CONFIDENCE, RESAMPLES, Estimate
 from textgym.hashing import hashed_id
+from textgym.rewards import Reward, Score
 
-__all__ = ["LAYOUTS", "Preference", "load_preferences"]
+__all__ = ["LAYOUTS", "Preference", "load_preferences", "paired", "preference_accuracy"]
 
 
 @dataclass(frozen=True)
@@ -88,14 +95,104 @@ def _number(sample: Sample, value: Any) -> float:
     return number
 
 
+def paired(preferences: Sequence[Preference], *, seed: int = 0) -> list[Preference]:
+    """Pairs of ratings, for what learns from pairs: of two replies to the same prompt the one that is rated higher.
+
+    Of the replies to a prompt, in order of rating, the lower half are put beside the upper half; which of those that
+    are rated alike go together is drawn. So each reply is in one pair at most, the pairs are as many as there can be
+    then, and prompts whose replies are all rated alike have none. Rankings are passed on as they are.
+
+    Args:
+        preferences: Ratings or rankings.
+        seed: Of the draw.
+    """
+    rng = np.random.default_rng(seed)
+    groups: dict[str, list[Preference]] = {}
+    for preference in preferences:
+        if preference.rating is not None:
+            groups.setdefault(json.dumps(preference.sample.messages), []).append(preference)
+    pairs = [preference for preference in preferences if preference.rating is None]
+    for group in groups.values():
+        order = sorted(rng.permutation(len(group)).tolist(), key=lambda i: group[i].rating)
+        half = len(group) // 2
+        for lower, upper in zip(order[:half], order[len(group) - half :], strict=True):
+            worse, better = group[lower], group[upper]
+            if worse.rating != better.rating:
+                pairs.append(Preference(better.sample, better.replies + worse.replies))
+    return pairs
+
+
+def preference_accuracy(reward: Reward, preferences: Sequence[Preference], *, seed: int = 0) -> Estimate:
+    """The share of pairs of replies of which a reward prefers the right one; chance is a half, as is a tie.
+
+    Of rankings, these are the neighbouring pairs, and the 95% interval is clustered by sample. Of ratings, they are all
+    pairs of replies that are rated differently, whatever the prompts (for ratings of 0 and 1 the area under the ROC
+    curve), and replies are resampled; of replies to the same prompt, it is that of :func:`paired`.
+
+    Args:
+        reward: Any, such as that of :class:`~textgym.agents.RewardModelTrainer`.
+        preferences: Rankings, or ratings; those that it was not trained on.
+        seed: Of the resampling.
+
+    Raises:
+        DataError: There are no pairs, the preferences are of both kinds, or a reply cannot be scored.
+    """
+    scores = _scores(reward, preferences)
+    ratings = [preference.rating for preference in preferences if preference.rating is not None]
+    if len(ratings) not in (0, len(preferences)):
+        raise DataError(f"{len(ratings)} of {len(preferences)} preferences are ratings, the others rankings.")
+    if ratings:
+        return _concordance(np.array([score for (score,) in scores]), np.array(ratings), seed)
+    margins = [better - worse for row in scores for better, worse in pairwise(row)]
+    clusters = [row for row, of_row in enumerate(scores) for _ in of_row[1:]]
+    if not margins:
+        raise DataError("there are no pairs of replies of which one is preferred.")
+    return clustered_mean([float(np.heaviside(margin, 0.5)) for margin in margins], clusters, seed=seed)
+
+
+def _scores(reward: Reward, preferences: Sequence[Preference]) -> list[list[float]]:
+    """Of each preference's replies."""
+    found = iter(reward.score([episode for preference in preferences for episode in preference.episodes()]))
+    return [[_value(preference, next(found)) for _ in preference.replies] for preference in preferences]
+
+
+def _value(preference: Preference, score: Score) -> float:
+    if score.value is None or not np.isfinite(score.value):
+        raise DataError(f"sample {preference.sample.id!r} could not be scored: {score.status}")
+    return score.value
+
+
+def _concordance(scores: np.ndarray, ratings: np.ndarray, seed: int) -> Estimate:
+    """Of (n,) scores with (n,) ratings; resampled, a pair counts as often as both its replies are drawn."""
+    differ = (ratings[:, None] > ratings).astype(np.float32)  # (n, n)
+    if not differ.any():
+        raise DataError("there are no pairs of replies of which one is preferred: all ratings are alike.")
+    right = differ * np.heaviside(scores[:, None] - scores, 0.5).astype(np.float32)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(scores), np.full(len(scores), 1 / len(scores)), size=RESAMPLES).astype(np.float32)
+    n_right, n_pairs = (((drawn @ pairs) * drawn).sum(1) for pairs in (right, differ))
+    shares = n_right[n_pairs > 0] / n_pairs[n_pairs > 0]
+    low, high = np.quantile(shares, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
+    value = float(right.sum() / differ.sum())
+    return {"value": value, "low": float(low), "high": float(high), "n": len(scores)}
+
+
 def _taskmaster_rows(row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """A reply in words of a dialogue that has begun; calls of an interface are none."""
-    said = row["generation"].get("text")
-    roles = {"agent": "assistant", "user": "user"}
-    context = [{"role": roles[turn["role"]], "content": turn["text"]} for turn in row["context"] if "text" in turn]
-    if not said or not context:
+    """A reply in words or a call of the interface, as JSON, in a dialogue that has begun; divided by the dialogue."""
+    context = [{"role": TASKMASTER_ROLES[turn["role"]], "content": _words(turn)} for turn in row["context"]]
+    if not context:
         return []
-    return [{"id": row["id"], "prompt": context, "response": said, "rating": row["reward"]}]
+    split = split_of(json.dumps(context))
+    said = f" {_words(row['generation'])}"
+    return [{"id": row["id"], "prompt": context, "response": said, "rating": row["reward"], "split": split}]
+
+
+def _words(turn: Mapping[str, Any]) -> str:
+    """What was said, to the interface or by it where it was not in words."""
+    return turn["text"].strip() if "text" in turn else json.dumps(turn["api"] if "api" in turn else turn["response"])
+
+
+TASKMASTER_ROLES = MappingProxyType({"agent": "assistant", "user": "user", "api": "system"})
 
 
 def _polarity_rows(row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, Trainer, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from textgym.adapters import base_of_folder, is_adapted, put_adapter_on
 from textgym.agents.language_model import load_causal_lm
@@ -31,7 +32,7 @@ class RewardModelTrainer(Trainer):
     It is transformers' ``Trainer``: ``train()``, ``evaluate()``, ``save_model(folder)``, checkpoints, reporters and
     several processes are its own. Rankings, pairs among them, are learned by Plackett and Luce's likelihood (of a pair
     Bradley and Terry's); ratings that are all 0 or 1 by their cross entropy, other ratings by their squared error.
-    ``evaluate()`` reports what :func:`preference_report` says.
+    ``evaluate()``, also of other preferences, reports what :func:`preference_report` says.
 
     Args:
         model: A name, path or language model, to which a new head of one score is given; the built-in one where None.
@@ -87,6 +88,19 @@ class RewardModelTrainer(Trainer):
         self.label_names = ["ratings"]
         self.model_accepts_loss_kwargs = False  # the loss is a mean over preferences
 
+    def evaluate(self, eval_dataset: Sequence[Preference] | None = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Trainer's; of the preferences given, where they are, else of ``eval_dataset``.
+
+        Raises:
+            DataError: They are rankings and the model has learned from ratings, or the other way round.
+        """
+        if eval_dataset is None:
+            return super().evaluate(None, *args, **kwargs)
+        if (_kind(eval_dataset) == "ranking") != (self.kind == "ranking"):
+            raise DataError(f"the model has learned from preferences of the kind {self.kind!r}; give some like them.")
+        self._most_replies = max(self._most_replies, *(len(preference.replies) for preference in eval_dataset))
+        return super().evaluate(self._examples(eval_dataset), *args, **kwargs)  # type: ignore[arg-type]
+
     def _examples(self, preferences: Sequence[Preference]) -> list[tuple[list[list[int]], float]]:
         """The texts' ids, as the reward model would read them, and the rating (NaN where there is none)."""
         return [
@@ -100,6 +114,11 @@ class RewardModelTrainer(Trainer):
         if not isinstance(ids, list):
             raise DataError(f"sample {preference.sample.id!r}: {ids.status}")
         return ids
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
+        """Texts of similar length together, so that little is padded."""
+        examples: Any = self.train_dataset if train_dataset is None else train_dataset
+        return LengthGroupedSampler(self.args.train_batch_size, lengths=[max(map(len, texts)) for texts, _ in examples])
 
     def _collate(self, examples: Sequence[tuple[list[list[int]], float]]) -> dict[str, Tensor]:
         """All texts of the batch in one array; ``places`` (B, K) says which of them are each preference's, -1 none."""

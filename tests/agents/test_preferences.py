@@ -15,7 +15,7 @@ from textgym import Sample
 from textgym.agents.completions import IGNORED, collate, complete, sequence_log_probs
 from textgym.agents.dpo import DPO
 from textgym.agents.objectives import dpo_loss, plackett_luce_loss
-from textgym.agents.preferences import Preference, load_preferences
+from textgym.agents.preferences import Preference, load_preferences, paired, preference_accuracy
 from textgym.agents.reward_model_trainer import RewardModelTrainer, calibration_error, preference_report
 from textgym.agents.sft import SFT
 from textgym.errors import ConfigurationError, DataError
@@ -195,6 +195,30 @@ def test_a_reward_model_scores_as_it_was_shown(arguments, model, tokenizer, pref
     assert good.value > bad.value
 
 
+def test_other_preferences_are_evaluated_as_they_are(arguments, model, tokenizer):
+    trainer = RewardModelTrainer(model, arguments(), RANKINGS[::2], tokenizer=tokenizer)  # of two replies each
+    report = trainer.evaluate(RANKINGS[1::2], metric_key_prefix="test")
+    scores = [[score.value for score in trainer.reward.score(ranking.episodes())] for ranking in RANKINGS[1::2]]
+    expected = preference_report(np.array(scores), np.full(6, np.nan), "ranking")
+    assert {name: report[f"test_{name}"] for name in expected} == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(DataError, match="of the kind 'ranking'"):
+        trainer.evaluate(BINARY)
+
+
+def test_batches_are_of_texts_of_similar_length(arguments, model, tokenizer):
+    lengths = np.random.default_rng(0).permutation(np.repeat([1, 40], 24))
+    preferences = [Preference(Sample(str(i), "p"), (" good" * n,), float(i % 2)) for i, n in enumerate(lengths)]
+    pairs = [Preference(Sample(str(i), "p"), (" good" * n, " bad" * n)) for i, n in enumerate(lengths)]
+    for trainer in (
+        RewardModelTrainer(model, arguments(), preferences, tokenizer=tokenizer),
+        DPO(model, arguments(), pairs, tokenizer=tokenizer),
+    ):
+        batches = list(trainer.get_train_dataloader())
+        assert sum(len(batch["input_ids"]) for batch in batches) == len(lengths) * (1 + isinstance(trainer, DPO))
+        alike = [(batch["attention_mask"].sum(1) > 20).unique().numel() == 1 for batch in batches]
+        assert sum(alike) > len(batches) / 2  # drawn without regard to length, 1 in 8
+
+
 def test_the_loss_is_that_of_the_reward_models_own_scores(arguments, model, tokenizer):
     trainer = RewardModelTrainer(model, arguments(), RANKINGS, tokenizer=tokenizer)
     batch = trainer._collate([trainer.train_dataset[i] for i in (0, 1, 2)])
@@ -292,8 +316,8 @@ def test_rows_of_no_kind_are_refused(row, message):
 @pytest.mark.parametrize(
     ("file", "layout", "n"),
     [
-        ("taskmaster_reward/TM-3-2020.jsonl", "taskmaster", 565),
-        ("taskmaster_reward/TM-4-2024.jsonl", "taskmaster", 305),
+        ("taskmaster_reward/TM-3-2020.jsonl", "taskmaster", 1587),
+        ("taskmaster_reward/TM-4-2024.jsonl", "taskmaster", 2277),
         ("sentence_polarity/sentence_polarity.jsonl", "sentence_polarity", 10_662),
     ],
 )
@@ -303,3 +327,102 @@ def test_real_preferences_are_read(file, layout, n):
     assert len(preferences) == n
     assert {preference.rating for preference in preferences} == {0.0, 1.0}
     assert set(splits) == {"train", "validation", "test"}
+
+
+def test_taskmasters_calls_are_replies_and_a_dialogue_is_in_one_split():
+    said = {"role": "user", "text": "A latte."}
+    call, answer = {"get_menu_items": {"query": "latte"}}, {"items": ["Latte"]}
+    context = [said, {"role": "agent", "api": call}, {"role": "api", "response": answer}]
+    rows = [
+        {"id": str(i), "context": context, "generation": generation, "reward": reward}
+        for i, (generation, reward) in enumerate([({"role": "agent", "text": "One latte?\n"}, 1.0), (context[1], 0.0)])
+    ]
+    ((words, again),) = load_preferences([*rows, {**rows[0], "id": "2", "context": []}], "taskmaster").values()
+    assert words.sample.messages == [
+        {"role": "user", "content": "A latte."},
+        {"role": "assistant", "content": json.dumps(call)},
+        {"role": "system", "content": json.dumps(answer)},
+    ]
+    assert words.replies == (" One latte?",)
+    assert again.replies == (f" {json.dumps(call)}",)
+    assert paired([again, words]) == [Preference(words.sample, words.replies + again.replies)]
+
+
+# ---------------------------------------------------------- ratings as pairs
+
+
+def rated(prompt, *ratings):
+    return [
+        Preference(Sample(f"{prompt}{i}", prompt), (f" {i}: {rating}",), float(rating))
+        for i, rating in enumerate(ratings)
+    ]
+
+
+def ratings_of(pairs):
+    return sorted(tuple(float(reply.rpartition(" ")[2]) for reply in pair.replies) for pair in pairs)
+
+
+def test_ratings_of_the_same_prompt_become_as_many_pairs_as_there_can_be():
+    assert ratings_of(paired(rated("a", 0, 1, 0, 1, 0))) == [(1, 0), (1, 0)]
+    assert ratings_of(paired(rated("a", 1, 1, 1, 0))) == [(1, 0)]
+    assert ratings_of(paired(rated("a", 5, 1, 3, 2))) == [(3, 1), (5, 2)]
+    assert paired([*rated("a", 1, 1), *rated("b", 0), *rated("c")]) == []
+    pairs = paired([*rated("a", 0, 1), *rated("b", 1, 0)])
+    assert [pair.sample.prompt for pair in pairs] == ["a", "b"]
+    assert all(pair.rating is None for pair in pairs)
+    assert paired(PAIRS) == PAIRS
+
+
+def test_which_ratings_go_together_is_drawn():
+    many = rated("a", *[0, 1] * 20)
+    pairs = paired(many, seed=1)
+    assert len(pairs) == len({reply for pair in pairs for reply in pair.replies}) // 2 == 20
+    assert pairs == paired(many, seed=1)
+    assert pairs != paired(many, seed=2)
+
+
+def score_of(response):
+    return float(response.rpartition(" ")[2])
+
+
+def test_accuracy_is_the_share_of_pairs_told_rightly():
+    reward = textgym.reward(score_of)
+    rankings = [
+        Preference(Sample(str(i), "p"), replies) for i, replies in enumerate([(" 3", " 2", " 4"), (" 1", " 1")])
+    ]
+    assert preference_accuracy(reward, rankings)["value"] == pytest.approx((1 + 0 + 0.5) / 3)
+    assert preference_accuracy(reward, rated("a", 0, 1, 2))["value"] == 1.0
+    ratings = [
+        Preference(Sample(str(i), str(i)), (f" {score}",), rating)
+        for i, (score, rating) in enumerate([(0.9, 1.0), (0.2, 1.0), (0.2, 0.0), (0.5, 0.0)])
+    ]
+    found = preference_accuracy(reward, ratings)  # two right, a tie and a wrong one
+    assert found["value"] == pytest.approx(2.5 / 4)
+    assert 0 <= found["low"] < found["value"] < found["high"] <= 1
+
+
+def test_the_interval_of_an_accuracy_covers_what_it_is_an_estimate_of():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(100):  # of normal scores one standard deviation apart, 76% of the pairs are told rightly
+        ratings = rng.integers(2, size=120)
+        scores = rng.normal(ratings)
+        preferences = [
+            Preference(Sample(str(i), "p"), (f" {score}",), float(rating))
+            for i, (score, rating) in enumerate(zip(scores, ratings, strict=True))
+        ]
+        found = preference_accuracy(textgym.reward(score_of), preferences)
+        covered += found["low"] <= 0.7602 <= found["high"]
+    assert 90 <= covered <= 99
+
+
+def test_what_has_no_accuracy_is_refused():
+    reward = textgym.reward(score_of)
+    with pytest.raises(DataError, match="all ratings are alike"):
+        preference_accuracy(reward, rated("a", 1, 1))
+    with pytest.raises(DataError, match="rankings"):
+        preference_accuracy(reward, [*rated("a", 1), *PAIRS])
+    with pytest.raises(DataError, match="no pairs"):
+        preference_accuracy(reward, [])
+    with pytest.raises(DataError, match="could not be scored"):
+        preference_accuracy(textgym.reward(lambda response: float("nan")), PAIRS)
