@@ -88,7 +88,9 @@ class RewardModelTrainer(Trainer):
         self.label_names = ["ratings"]
         self.model_accepts_loss_kwargs = False  # the loss is a mean over preferences
 
-    def evaluate(self, eval_dataset: Sequence[Preference] | None = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+    def evaluate(  # type: ignore[override]
+        self, eval_dataset: Sequence[Preference] | None = None, *args: Any, **kwargs: Any
+    ) -> dict[str, float]:
         """Trainer's; of the preferences given, where they are, else of ``eval_dataset``.
 
         Raises:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from textgym.agents.completions import Completion, collate, complete, read_and_said
 from textgym.agents.language_model import ModelLike
@@ -74,6 +75,12 @@ class SFT(Trainer):
             processing_class=self.tokenizer,
             **kwargs,
         )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
+        """Completions of similar length together, so that little is padded."""
+        examples: Any = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [len(example["input_ids"]) for example in examples]
+        return LengthGroupedSampler(self.args.train_batch_size, lengths=lengths)
 
 
 def _stream(example: Sample | Completion, renderer: Renderer) -> Completion:

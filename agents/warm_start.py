@@ -24,8 +24,6 @@ __all__ = ["demonstrations", "imitate"]
 WARM_UP_SHARE = 0.1
 LOGGING_STEPS = 5
 EVAL_BATCH_SIZE = 64
-OLD_NAME = {"group_by_length": True}  # of the next one, in transformers 4
-BY_LENGTH = {"train_sampling_strategy": "group_by_length"}
 
 
 def demonstrations(
@@ -125,7 +123,6 @@ def imitate(
         load_best_model_at_end=bool(validation),
         report_to="none",
         disable_tqdm=True,
-        **(BY_LENGTH if hasattr(TrainingArguments, "train_sampling_strategy") else OLD_NAME),
     )
     encoder_eos = getattr(policy, "encoder_eos", True)
     trainer = SFT(
