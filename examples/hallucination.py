@@ -149,10 +149,9 @@ def trained(out: Path, options: argparse.Namespace) -> dict[str, Agent]:
             if not (folder / "config.json").is_file():
                 print(f"training {folder.name}", flush=True)
                 stages[folder]()
-        if name == "best-of-8":
-            agents[name] = BestOfN(
-                CausalLMAgent(str(abstaining), deterministic=False), RewardModel(str(judge)), REPLIES
-            )
+        if name.startswith("best-of-8"):
+            chooser = RewardModel(str(judge)) if name == "best-of-8" else reward
+            agents[name] = BestOfN(CausalLMAgent(str(abstaining), deterministic=False), chooser, REPLIES)
         else:
             agents[name] = CausalLMAgent(str(needed[name][-1]) if name in needed else None)
     return agents
