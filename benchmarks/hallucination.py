@@ -134,7 +134,12 @@ def draw_coverage(path: Path, by_seed: dict[int, Rows], curves: dict[int, dict[s
         for name in names:
             style = {"color": colours.get(name, "black"), "label": name if seed == min(by_seed) else None}
             point = answered([row for row in rows if row["agent"] == name])
-            axes.plot(*point, linestyle="", marker={"as-it-is": "x", "best-of-8": "*", "best-of-8-references": "P"}.get(name, "o"), **style)
+            axes.plot(
+                *point,
+                linestyle="",
+                marker={"as-it-is": "x", "best-of-8": "*", "best-of-8-references": "P"}.get(name, "o"),
+                **style,
+            )
             if name in curves[seed]:
                 axes.plot(*curve(*curves[seed][name]), color=style["color"], linewidth=0.9, alpha=0.7)
     axes.set(xlabel="share of the questions that is answered", ylabel="right among the answers", xlim=(0, 1.02))
