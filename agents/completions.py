@@ -15,7 +15,7 @@ from torch import Tensor
 from textgym.episode import Sample
 from textgym.rendering import Renderer
 
-__all__ = ["IGNORED", "Completion", "collate", "complete", "read_and_said", "sequence_log_probs"]
+__all__ = ["IGNORED", "Completion", "collate", "complete", "padded", "read_and_said", "sequence_log_probs"]
 
 IGNORED = -100
 """The label of a token that is not learned, as in transformers."""
@@ -60,13 +60,14 @@ def collate(completions: Sequence[Completion]) -> dict[str, Tensor]:
     encoder-decoder, as wide as the longest reply.
     """
     return {
-        "input_ids": _padded([completion["input_ids"] for completion in completions], 0),
-        "attention_mask": _padded([np.ones_like(completion["input_ids"]) for completion in completions], 0),
-        "labels": _padded([completion["labels"] for completion in completions], IGNORED),
+        "input_ids": padded([completion["input_ids"] for completion in completions], 0),
+        "attention_mask": padded([np.ones_like(completion["input_ids"]) for completion in completions], 0),
+        "labels": padded([completion["labels"] for completion in completions], IGNORED),
     }
 
 
-def _padded(rows: Sequence[np.ndarray], padding: int) -> Tensor:
+def padded(rows: Sequence[Sequence[int] | np.ndarray], padding: int) -> Tensor:
+    """Rows of ids as one array (R, W) int64, padded on the right."""
     array = np.full((len(rows), max(map(len, rows))), padding, np.int64)
     for row, values in enumerate(rows):
         array[row, : len(values)] = values

@@ -88,7 +88,7 @@ class DPO(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
         """Pairs of similar length together, so that little is padded."""
         pairs: Any = self.train_dataset if train_dataset is None else train_dataset
-        lengths = [_collate_pairs([pair])["input_ids"].shape[1] for pair in pairs]
+        lengths = [max(len(completion["input_ids"]) for completion in pair) for pair in pairs]
         return LengthGroupedSampler(self.args.train_batch_size, lengths=lengths)
 
     def compute_loss(  # type: ignore[override]

@@ -24,7 +24,7 @@ from textgym.adapters import (
     put_adapter_on,
 )
 from textgym.errors import ConfigurationError, ModelError
-from textgym.rewards.models import load_pretrained
+from textgym.rewards.loading import load_pretrained
 
 __all__ = [
     "CausalLM",
@@ -217,7 +217,7 @@ def load_value_trunk(
 
 def _is_classifier(name: str) -> bool:
     try:
-        config = AutoConfig.from_pretrained(str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name)
+        config = AutoConfig.from_pretrained(_source(name))
     except (OSError, ValueError, KeyError):
         return False  # an adapter without a configuration of its own; or nothing, which loading will say
     return any("ForSequenceClassification" in architecture for architecture in config.architectures or ())

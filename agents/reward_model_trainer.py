@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Tr
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from textgym.adapters import base_of_folder, is_adapted, put_adapter_on
+from textgym.agents.completions import padded
 from textgym.agents.language_model import load_causal_lm
 from textgym.agents.objectives import plackett_luce_loss
 from textgym.agents.policies import source_and_tokenizer
@@ -125,20 +126,16 @@ class RewardModelTrainer(Trainer):
     def _collate(self, examples: Sequence[tuple[list[list[int]], float]]) -> dict[str, Tensor]:
         """All texts of the batch in one array; ``places`` (B, K) says which of them are each preference's, -1 none."""
         texts = [ids for all_ids, _ in examples for ids in all_ids]
-        width = max(map(len, texts))
-        pad = self.reward.model.config.pad_token_id
-        input_ids = np.full((len(texts), width), pad)
-        attention_mask = np.zeros((len(texts), width), np.int64)
-        for row, ids in enumerate(texts):
-            input_ids[row, : len(ids)] = ids
-            attention_mask[row, : len(ids)] = 1
         places, start = np.full((len(examples), self._most_replies), -1), 0
         for row, (all_ids, _) in enumerate(examples):
             places[row, : len(all_ids)] = np.arange(start, start + len(all_ids))
             start += len(all_ids)
-        ratings = np.array([rating for _, rating in examples], np.float32)
-        arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "places": places, "ratings": ratings}
-        return {name: torch.as_tensor(array) for name, array in arrays.items()}
+        return {
+            "input_ids": padded(texts, self.reward.model.config.pad_token_id),
+            "attention_mask": padded([[1] * len(ids) for ids in texts], 0),
+            "places": torch.as_tensor(places),
+            "ratings": torch.tensor([rating for _, rating in examples], dtype=torch.float32),
+        }
 
     def compute_loss(  # type: ignore[override]
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any

@@ -20,7 +20,6 @@ from textgym.adapters import base_of_folder
 from textgym.agents.policies import CausalLMPolicy, builtin_model_path
 from textgym.agents.ppo import PPO
 from textgym.agents.seq2seq import policy_class_of
-from textgym.agents.warm_start import imitate
 from textgym.errors import ConfigurationError, ModelError, did_you_mean
 from textgym.rewards import as_reward
 from textgym.setting import MAX_CONTEXT
@@ -128,6 +127,8 @@ class LinearDecay:
 
 
 def _check_option(name: str, value: Any) -> None:
+    from textgym.agents.warm_start import imitate  # brings transformers' Trainer, which takes long
+
     section, dot, _ = name.partition(".")
     known = {default for default in DEFAULTS if default.partition(".")[0] == section}
     functions: dict[str, Any] = {"ppo": PPO, "policy": CausalLMPolicy, "warm_start": imitate, "teach": imitate}

@@ -19,6 +19,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 
@@ -128,11 +129,12 @@ def trained(out: Path, options: argparse.Namespace) -> dict[str, Agent]:
     seed, questions, reward = options.seed, options.questions, Abstain(wrong=options.wrong)
     samples = KnowledgeQA().warm_start_samples()[:questions]
     sft, abstaining, judge, dpo, grpo, ppo = (out / name for name in ("sft", "sft-idk", "judge", "dpo", "grpo", "ppo"))
+    rated = cache(lambda: sampled_replies(abstaining, questions, seed, reward))
     stages: dict[Path, Callable[[], None]] = {
         sft: lambda: fine_tune(sft, samples, seed, may_abstain=False),
         abstaining: lambda: fine_tune(abstaining, samples, seed, may_abstain=True),
-        judge: lambda: train_reward_model(judge, sampled_replies(abstaining, questions, seed, reward), seed),
-        dpo: lambda: train_dpo(dpo, abstaining, sampled_replies(abstaining, questions, seed, reward), seed, reward),
+        judge: lambda: train_reward_model(judge, rated(), seed),
+        dpo: lambda: train_dpo(dpo, abstaining, rated(), seed, reward),
         grpo: lambda: reinforce(grpo, abstaining, GRPO, options.steps, questions, seed, reward),
         ppo: lambda: reinforce(ppo, abstaining, PPO, options.steps, questions, seed, reward),
     }

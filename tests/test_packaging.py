@@ -67,6 +67,13 @@ def test_public_names_exist_and_are_documented(module):
         assert isinstance(thing, (tuple, str, dict)) or thing.__doc__, f"{module}.{name} has no docstring"
 
 
+def test_importing_the_agents_does_not_bring_the_trainers():
+    """Which take as long as everything else."""
+    code = "import sys, textgym.agents; print(sorted({'transformers.trainer', 'peft', 'datasets'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.split() == ["[]"]
+
+
 def test_no_validation_by_assert():
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).glob("*.py")):

@@ -79,6 +79,14 @@ def loss_of(policy, examples):
     return np.mean(losses)
 
 
+def test_the_loss_is_that_of_the_models_own_logits(capitals_env, tmp_path):
+    policy = policy_for(capitals_env)
+    policy.temperature = 0.5
+    examples = demonstrations_of(capitals_env)
+    losses = imitate(policy, examples, epochs=1, learning_rate=0.0, validation=examples, folder=tmp_path)
+    assert losses == [pytest.approx(loss_of(policy, examples), abs=1e-5)]
+
+
 def test_the_policy_learns_to_say_what_was_demonstrated(capitals, capitals_env, tokenizer):
     policy = policy_for(capitals_env)
     steps = []
@@ -138,10 +146,10 @@ def test_the_weights_of_the_best_epoch_are_kept(capitals_env, tmp_path):
     policy = policy_for(capitals_env)
     examples = demonstrations_of(capitals_env)
     settings = {"epochs": 8, "batch_size": 1, "learning_rate": 1e-2}
-    losses = imitate(policy, examples[:2], validation=examples[2:3], folder=tmp_path, **settings)
+    losses = imitate(policy, examples[:2], validation=examples[2:], folder=tmp_path, **settings)
     assert len(losses) == 8
     assert min(losses) < losses[-1]
-    assert loss_of(policy, examples[2:3]) == pytest.approx(min(losses), abs=1e-5)
+    assert loss_of(policy, examples[2:]) == pytest.approx(min(losses), abs=1e-5)
 
 
 def test_the_best_epoch_needs_a_folder(capitals_env):
