@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,7 @@ def imitate(
         raise ConfigurationError("validation=... needs a folder=... in which the best weights are kept.")
     n_steps = epochs * -(-len(examples) // batch_size)
     arguments = TrainingArguments(
-        None if folder is None else str(folder),
+        str(folder or gettempdir()),  # Trainer makes a folder in any case; without one of ours nothing is written there
         num_train_epochs=epochs,
         per_device_train_batch_size=batch_size,
         per_device_eval_batch_size=EVAL_BATCH_SIZE,

@@ -136,6 +136,13 @@ def test_it_goes_on_from_its_last_checkpoint(capitals_env, tmp_path):
     assert torch.equal(resumed[1], whole[1])
 
 
+def test_without_a_folder_nothing_is_written(capitals_env, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    imitate(policy_for(capitals_env), demonstrations_of(capitals_env), epochs=1)
+    assert not any(tmp_path.iterdir())
+
+
 def test_the_value_head_is_left_as_it_is(capitals_env):
     policy = policy_for(capitals_env)
     imitate(policy, demonstrations_of(capitals_env), epochs=1, learning_rate=1e-2)
