@@ -5,17 +5,28 @@ Shapes: R rows (completions) of a batch, W tokens of the longest, V the vocabula
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from textgym.episode import Sample
 from textgym.rendering import Renderer
 
-__all__ = ["IGNORED", "Completion", "collate", "complete", "padded", "read_and_said", "sequence_log_probs"]
+__all__ = [
+    "IGNORED",
+    "Completion",
+    "LengthSampler",
+    "collate",
+    "complete",
+    "padded",
+    "read_and_said",
+    "sequence_log_probs",
+]
 
 IGNORED = -100
 """The label of a token that is not learned, as in transformers."""
@@ -31,6 +42,28 @@ class Completion(TypedDict):
 
     input_ids: np.ndarray
     labels: np.ndarray
+
+
+class LengthSampler(LengthGroupedSampler):
+    """Examples of similar length together, so that little is padded, in an order of the seed's and epoch's own.
+
+    So a training that goes on in the middle of an epoch goes on in the same order, whatever else is drawn.
+    """
+
+    def __init__(self, args: TrainingArguments, lengths: list[int]) -> None:
+        super().__init__(args.train_batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed = args.seed if args.data_seed is None else args.data_seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch is next; accelerate calls it."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        state = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)
+        self.generator.manual_seed(int(state[0]))
+        self.epoch += 1
+        return super().__iter__()
 
 
 def complete(renderer: Renderer, sample: Sample, reply: str) -> Completion:

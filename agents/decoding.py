@@ -132,7 +132,7 @@ class IncrementalDecoder:
         """
         width = int(lengths.max())
         input_ids = input_ids[:, :width]
-        held = self._held(input_ids)
+        held = self._held(input_ids, lengths)
         gained = lengths - held
         restarted = held == 0
         one = (gained == 1) & ~restarted
@@ -150,14 +150,14 @@ class IncrementalDecoder:
             return torch.zeros(len(lengths), size, device=input_ids.device)
         return self.hidden
 
-    def _held(self, input_ids: Tensor) -> Tensor:
+    def _held(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
         """How many leading tokens of each row are in the cache already: all that the row holds, or 0."""
         if self.ids is None or self.lengths is None:
             return torch.zeros(len(input_ids), dtype=torch.long, device=input_ids.device)
         width = min(self.ids.shape[1], input_ids.shape[1])
         same = self.ids[:, :width] == input_ids[:, :width]
         same |= torch.arange(width, device=input_ids.device) >= self.lengths[:, None]
-        extends = same.all(-1) & (self.lengths <= input_ids.shape[1])
+        extends = same.all(-1) & (self.lengths <= lengths)  # padding looks like token 0
         return torch.where(extends, self.lengths, 0)
 
     def _store(self, rows: Tensor, hidden: Tensor) -> None:

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from textgym.adapters import switches_off
-from textgym.agents.completions import Completion, collate, complete, sequence_log_probs
+from textgym.agents.completions import Completion, LengthSampler, collate, complete, sequence_log_probs
 from textgym.agents.language_model import ModelLike, adapters_disabled, frozen_copy, load_causal_lm
 from textgym.agents.objectives import dpo_loss
 from textgym.agents.policies import source_and_tokenizer
@@ -85,11 +84,9 @@ class DPO(Trainer):
         self.can_return_loss = True  # evaluate() then reports the loss
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
-        """Pairs of similar length together, so that little is padded."""
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthSampler:
         pairs: Any = self.train_dataset if train_dataset is None else train_dataset
-        lengths = [max(len(completion["input_ids"]) for completion in pair) for pair in pairs]
-        return LengthGroupedSampler(self.args.train_batch_size, lengths=lengths)
+        return LengthSampler(self.args, [max(len(completion["input_ids"]) for completion in pair) for pair in pairs])
 
     def compute_loss(  # type: ignore[override]
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any

@@ -86,7 +86,8 @@ class _TokenLogProbs(torch.autograd.Function):
             total = exponentials.sum(-1)
             log_sum[rows] = total.log() + top.squeeze(-1)
             log_prob[rows] = logits.gather(-1, tokens[rows, None]).squeeze(-1) - log_sum[rows]
-            entropy[rows] = log_sum[rows] - torch.linalg.vecdot(exponentials, logits) / total
+            with torch.autocast(device, enabled=False):  # which would round the products
+                entropy[rows] = log_sum[rows] - torch.linalg.vecdot(exponentials, logits) / total
         ctx.save_for_backward(hidden, weight, bias, tokens, log_sum, entropy, bounds)
         return log_prob, entropy
 

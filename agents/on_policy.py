@@ -146,7 +146,7 @@ class LanguageModelRollouts(LanguageModelAgent, OnPolicyAlgorithm):
         with self.policy.incremental_decoding(
             env.num_envs,
             before_forward=lambda: rollout_buffer.see(self._last_obs, self._last_episode_starts),  # type: ignore[arg-type]
-            at_rollout_end=lambda: rollout_buffer.full,
+            at_rollout_end=lambda: rollout_buffer.full and rollout_buffer.segments is None,
         ):
             return super().collect_rollouts(env, callback, rollout_buffer, steps)
 

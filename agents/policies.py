@@ -263,7 +263,7 @@ class CausalLMPolicy(ActorCriticPolicy):
 
     def predict_values(self, obs: Observation) -> Tensor:  # type: ignore[override]
         """Values (B, 1) float32."""
-        return self.values(self.last_hidden(obs)[1])
+        return self.values(self.last_hidden(obs, skip_restarts=self._at_rollout_end())[1])
 
     def choose(self, logits: Tensor, deterministic: bool) -> Tensor:
         """Actions (B,) int64 from logits (B, V): the likeliest, or drawn."""
@@ -287,14 +287,16 @@ class CausalLMPolicy(ActorCriticPolicy):
         finally:
             self._row_generators = None
 
-    def last_hidden(self, obs: Observation) -> tuple[Tensor, Tensor]:
-        """The actor's and the critic's hidden states (B, D) at each row's last token."""
+    def last_hidden(self, obs: Observation, skip_restarts: bool = False) -> tuple[Tensor, Tensor]:
+        """The actor's and the critic's hidden states (B, D) at each row's last token.
+
+        With ``skip_restarts`` incremental decoding leaves out the rows that start again: theirs are arbitrary.
+        """
         input_ids = obs["input_ids"].long()
         lengths = obs["attention_mask"].sum(-1, dtype=torch.long).clamp_min(1)
         with self.autocast():
             if self._decoders is not None and self._decoders[0].cache.n_rows == len(input_ids):
-                skip = self._at_rollout_end()
-                states = [decoder.advance(input_ids, lengths, skip) for decoder in self._decoders]
+                states = [decoder.advance(input_ids, lengths, skip_restarts) for decoder in self._decoders]
             else:
                 width = int(lengths.max())
                 rows = torch.arange(len(input_ids), device=input_ids.device)

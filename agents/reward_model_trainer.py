@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, Trainer, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from textgym.adapters import base_of_folder, is_adapted, put_adapter_on
-from textgym.agents.completions import padded
+from textgym.agents.completions import LengthSampler, padded
 from textgym.agents.language_model import load_causal_lm
 from textgym.agents.objectives import plackett_luce_loss
 from textgym.agents.policies import source_and_tokenizer
@@ -118,10 +117,9 @@ class RewardModelTrainer(Trainer):
             raise DataError(f"sample {preference.sample.id!r}: {ids.status}")
         return ids
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
-        """Texts of similar length together, so that little is padded."""
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthSampler:
         examples: Any = self.train_dataset if train_dataset is None else train_dataset
-        return LengthGroupedSampler(self.args.train_batch_size, lengths=[max(map(len, texts)) for texts, _ in examples])
+        return LengthSampler(self.args, [max(map(len, texts)) for texts, _ in examples])
 
     def _collate(self, examples: Sequence[tuple[list[list[int]], float]]) -> dict[str, Tensor]:
         """All texts of the batch in one array; ``places`` (B, K) says which of them are each preference's, -1 none."""

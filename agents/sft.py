@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import nn
 from transformers import Trainer, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from textgym.agents.completions import Completion, collate, complete, read_and_said
+from textgym.agents.completions import Completion, LengthSampler, collate, complete, read_and_said
 from textgym.agents.language_model import ModelLike
 from textgym.agents.policies import source_and_tokenizer
 from textgym.agents.seq2seq import encoder_eos_of, policy_class_of
@@ -76,11 +75,9 @@ class SFT(Trainer):
             **kwargs,
         )
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
-        """Completions of similar length together, so that little is padded."""
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthSampler:
         examples: Any = self.train_dataset if train_dataset is None else train_dataset
-        lengths = [len(example["input_ids"]) for example in examples]
-        return LengthGroupedSampler(self.args.train_batch_size, lengths=lengths)
+        return LengthSampler(self.args, [len(example["input_ids"]) for example in examples])
 
 
 def _stream(example: Sample | Completion, renderer: Renderer) -> Completion:

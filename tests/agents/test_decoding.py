@@ -61,6 +61,17 @@ def test_a_changed_token_restarts_the_row():
     torch.testing.assert_close(hidden, trunk(input_ids=ids)[0][:, -1], atol=1e-6, rtol=0)
 
 
+@torch.no_grad()
+def test_padding_is_not_taken_for_a_token_0():
+    trunk = MODELS["gpt2"]().eval().base_model
+    decoder = IncrementalDecoder(trunk, 2)
+    ids = torch.arange(2, 12).view(2, 5)
+    ids[0, 2:] = 0
+    decoder.advance(ids, torch.tensor([3, 4]))
+    hidden = decoder.advance(ids, torch.tensor([2, 5]))  # the first row starts again, without its token 0
+    torch.testing.assert_close(hidden[0], trunk(input_ids=ids[:1, :2])[0][0, -1], atol=1e-6, rtol=0)
+
+
 def test_models_that_do_not_see_their_whole_past_take_the_uncached_path():
     small = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}
     mistral = transformers.MistralConfig(

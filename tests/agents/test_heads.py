@@ -41,6 +41,20 @@ def test_the_entropy_is_free_of_gradient_when_asked():
     assert float(hidden.grad.abs().max()) == 0.0
 
 
+def test_autocast_rounds_the_logits_only():
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 16, generator=generator, requires_grad=True) for n in (40, 3000))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, entropy = token_log_probs(hidden, weight, None, torch.zeros(40, dtype=torch.long))
+    entropy.sum().backward()
+    low = [tensor.detach().bfloat16().requires_grad_() for tensor in (hidden, weight)]
+    expected = torch.distributions.Categorical(logits=(low[0] @ low[1].T).float()).entropy()
+    torch.testing.assert_close(entropy, expected, atol=1e-4, rtol=0)
+    expected.sum().backward()
+    relative = (hidden.grad - low[0].grad.float()).norm() / hidden.grad.norm()
+    assert relative < 0.01
+
+
 def test_samples_follow_the_distribution():
     torch.manual_seed(0)
     probabilities = torch.softmax(2 * torch.randn(1, 700), -1)

@@ -420,6 +420,28 @@ def test_models_that_do_not_fit_are_named(tmp_path):
         make_agent(policy_kwargs={"model": transformers.GPT2LMHeadModel(small)})
 
 
+def test_predictions_at_the_end_of_a_rollout_are_the_models():
+    class Predicting(BaseCallback):
+        def _on_rollout_end(self):
+            policy, obs = self.model.policy, other.reset()
+            tensors = policy.obs_to_tensor(obs)[0]
+            found.append((self.model.predict(obs, deterministic=True)[0], policy.predict_values(tensors)))
+            decoders, policy._decoders = policy._decoders, None
+            found.append((self.model.predict(obs, deterministic=True)[0], policy.predict_values(tensors)))
+            policy._decoders = decoders
+
+        def _on_step(self):
+            return True
+
+    agent, found = make_agent(), []
+    torch.nn.init.normal_(agent.policy.value_head.weight)
+    other = DummyVecEnv([ToyEnv] * 4)
+    agent.learn(48, callback=Predicting())
+    assert len(found) == 2
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-5, rtol=0)
+
+
 def test_predict_takes_single_and_batched_observations():
     agent = make_agent()
     obs = agent.env.reset()

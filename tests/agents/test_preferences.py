@@ -109,20 +109,36 @@ def test_sft_learns_completions_and_not_prompts(arguments, model, tokenizer):
 
 
 def test_sft_goes_on_from_a_checkpoint_and_saves_a_transformers_folder(arguments, model, tokenizer, tmp_path):
-    samples = [Sample(str(i), f"Question {i}?", (f" Answer {i}",)) for i in range(8)]
+    samples = [Sample(str(i), f"Question {i}?", (f" Answer {i}",)) for i in range(20)]
     start = {name: value.clone() for name, value in model.state_dict().items()}
-    whole = SFT(model, arguments(save_strategy="epoch"), samples, tokenizer=tokenizer)
+    whole = SFT(model, arguments(save_strategy="steps", save_steps=7), samples, tokenizer=tokenizer)
     whole.train()
     whole.save_model(tmp_path / "whole")
-    checkpoint = sorted((tmp_path / "out").glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)[0]
     model.load_state_dict(start)
     again = SFT(model, arguments(save_strategy="no"), samples, tokenizer=tokenizer)
-    again.train(resume_from_checkpoint=str(checkpoint))
+    torch.rand(1)
+    again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-7"))  # of 15, in the middle of an epoch
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
     for name, value in again.model.state_dict().items():
         torch.testing.assert_close(value, loaded.state_dict()[name], atol=1e-6, rtol=1e-5)
     with pytest.raises(DataError, match="no reference"):
         SFT(model, arguments(), [Sample("a", "b")], tokenizer=tokenizer)
+
+
+def test_the_order_is_the_seeds_and_the_epochs(arguments, model, tokenizer):
+    preferences = [Preference(Sample(str(i), "a " * i), (" b", " c")) for i in range(20)]
+    samples = [Sample(str(i), "a " * i, (" b",)) for i in range(20)]
+
+    def order(trainer_class, dataset, **settings):
+        sampler = trainer_class(model, arguments(**settings), dataset, tokenizer=tokenizer)._get_train_sampler()
+        return list(sampler), list(sampler)
+
+    for trainer_class, dataset in ((SFT, samples), (DPO, preferences), (RewardModelTrainer, preferences)):
+        first = order(trainer_class, dataset)
+        assert first[0] != first[1]
+        assert sorted(first[0]) == sorted(first[1]) == list(range(20))
+        assert order(trainer_class, dataset) == first
+        assert order(trainer_class, dataset, data_seed=1)[0] != first[0]
 
 
 def test_dpo_prefers_what_is_preferred(arguments, model, tokenizer):
