@@ -98,7 +98,8 @@ class DPO(Trainer):
                 with adapters_disabled(self.accelerator.unwrap_model(model)) as base:
                     reference = self._log_probs(base, inputs)
             else:
-                reference = self._log_probs(self.reference.to(policy.device), inputs)
+                with self.accelerator.autocast():  # which Trainer puts around the model itself
+                    reference = self._log_probs(self.reference.to(policy.device), inputs)
         (won, lost), (reference_won, reference_lost) = policy.chunk(2), reference.chunk(2)
         loss, margins = dpo_loss(won, lost, reference_won, reference_lost, self.beta)
         chosen, rejected = (self.beta * (policy - reference).detach()).chunk(2)

@@ -11,7 +11,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import RolloutReturn, Schedule
+from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
@@ -161,6 +161,14 @@ class DQN(LanguageModelAgent, stable_baselines3.DQN):
         self.q_net: Any = _Networks(networks, fixed_weights(self.policy.model))
         self.q_net_target: Any = self.policy.target
 
+    def _setup_learn(
+        self, total_timesteps: int, callback: MaybeCallback = None, reset_num_timesteps: bool = True, *args: Any
+    ) -> tuple[int, BaseCallback]:
+        """SB3's; where it resets the environments, the episodes under way are over."""
+        if self.is_language_model and (reset_num_timesteps or self._last_obs is None):
+            self.replay_buffer.forget_unfinished()
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args)
+
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *args: Any, **kwargs: Any) -> RolloutReturn:  # type: ignore[override]
         """SB3's, with a language model decoding incrementally."""
         if not self.is_language_model:
@@ -176,7 +184,7 @@ class DQN(LanguageModelAgent, stable_baselines3.DQN):
         rate = 1.0 if self.num_timesteps < learning_starts else self.exploration_rate
         exploring = torch.as_tensor(np.random.rand(n_envs) < rate, device=self.device)
         masks = self._action_masks()
-        self.replay_buffer.masks = masks
+        self.replay_buffer.see(self._last_obs, masks)  # type: ignore[arg-type]
         with torch.no_grad():
             observation, _ = self.policy.obs_to_tensor(self._last_obs)  # type: ignore[arg-type]
             allowed = None if masks is None else torch.as_tensor(masks, device=self.device)
@@ -233,5 +241,6 @@ class DQN(LanguageModelAgent, stable_baselines3.DQN):
         with torch.no_grad(), policy.autocast():
             best = policy.best_actions(states[samples.rows, samples.next_columns], samples.next_masks)
             target_states = policy.encode(trunk_of(policy.target[0]), samples.input_ids)
+        with torch.no_grad():
             following = policy.target_values(target_states[samples.rows, samples.next_columns], best)
         return values, samples.rewards + self.gamma * samples.goes_on * following

@@ -153,6 +153,7 @@ def plackett_luce_loss(scores: Tensor) -> Tensor:
         A scalar.
     """
     there = scores > -torch.inf
+    scores = scores.masked_fill(~there, torch.finfo(scores.dtype).min)  # minus infinity has no gradient
     of_the_rest = scores.flip(-1).logcumsumexp(-1).flip(-1)
     return torch.where(there, of_the_rest - scores, 0.0).sum(-1).mean()
 

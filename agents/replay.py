@@ -66,9 +66,6 @@ class TokenReplayBuffer(ReplayBuffer):
 
     Episodes under way are not sampled yet, and those that could not be scored never. When there are more than
     ``buffer_size`` steps, the oldest episodes go.
-
-    Attributes:
-        masks: (E, V) bool, what the next actions to be added are chosen from; None: all.
     """
 
     def __init__(
@@ -83,7 +80,8 @@ class TokenReplayBuffer(ReplayBuffer):
         # not ReplayBuffer's, which allocates an observation a step
         BaseBuffer.__init__(self, buffer_size, observation_space, action_space, device, n_envs=n_envs)
         self.optimize_memory_usage = optimize_memory_usage
-        self.masks: np.ndarray | None = None
+        self._seen: np.ndarray | None = None
+        self._masks: np.ndarray | None = None
         self.episodes: deque[_Episode] = deque()
         self.n_steps = 0
         self._open = [_Episode() for _ in range(n_envs)]
@@ -97,7 +95,20 @@ class TokenReplayBuffer(ReplayBuffer):
         """Forgets everything."""
         self.episodes.clear()
         self.n_steps = 0
+        self.forget_unfinished()
+
+    def forget_unfinished(self) -> None:
+        """Forgets the episodes under way, which a reset of the environments has ended."""
         self._open = [_Episode() for _ in range(self.n_envs)]
+
+    def see(self, obs: dict[str, np.ndarray], masks: np.ndarray | None = None) -> None:
+        """Takes how far the observations go that the next actions are chosen on, before the step may write over them.
+
+        Args:
+            obs: Of E environments; views of an environment's own arrays (``copy=False``) will do.
+            masks: (E, V) bool, the actions that are allowed; None: all.
+        """
+        self._seen, self._masks = _last_columns(obs), masks
 
     def add(  # type: ignore[override]
         self,
@@ -108,8 +119,11 @@ class TokenReplayBuffer(ReplayBuffer):
         done: np.ndarray,
         infos: list[dict[str, Any]],
     ) -> None:
-        """Adds a step of every environment. ``next_obs`` holds the last observation of an episode that is over."""
-        columns = obs["attention_mask"].sum(-1, dtype=np.int64) - 1
+        """Adds a step of every environment. ``next_obs`` holds the last observation of an episode that is over.
+
+        ``obs`` is ignored where :meth:`see` was shown it before.
+        """
+        columns = _last_columns(obs) if self._seen is None else self._seen
         for i, episode in enumerate(self._open):
             episode.columns.append(int(columns[i]))
             episode.actions.append(int(action[i]))
@@ -120,11 +134,12 @@ class TokenReplayBuffer(ReplayBuffer):
                 episode.ids = next_obs["input_ids"][i][: int(next_obs["attention_mask"][i].sum())].copy()
                 episode.truncated = bool(infos[i].get("TimeLimit.truncated", False))
                 self._close(i)
+        self._seen = None
 
     def _packed(self, environment: int) -> bytes | None:
-        if self.masks is None or self.masks[environment].all():
+        if self._masks is None or self._masks[environment].all():
             return None
-        packed = np.packbits(self.masks[environment]).tobytes()
+        packed = np.packbits(self._masks[environment]).tobytes()
         return self._known_masks.setdefault(packed, packed)
 
     def _close(self, environment: int) -> None:
@@ -168,3 +183,8 @@ class TokenReplayBuffer(ReplayBuffer):
             if mask is not None:
                 masks[row] = np.unpackbits(np.frombuffer(mask, np.uint8), count=width)
         return self.to_torch(masks)
+
+
+def _last_columns(obs: dict[str, np.ndarray]) -> np.ndarray:
+    """The place of each row's last token, (E,) int64."""
+    return np.asarray(obs["attention_mask"].sum(-1, dtype=np.int64) - 1)

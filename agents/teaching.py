@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
@@ -60,10 +61,10 @@ def probe(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         episodes = play_policy(policy, venv, indices, deterministic=False, seed=seed, on_episode=on_episode)
-    right: dict[str, float] = {}
+    right: Counter[str] = Counter()
     for episode in episodes:
-        right[episode.sample.id] = right.get(episode.sample.id, 0.0) + _is_right(venv.task, episode, metric) / times
-    return right
+        right[episode.sample.id] += _is_right(venv.task, episode, metric)
+    return {id: count / times for id, count in right.items()}
 
 
 def _is_right(task: Task, episode: Episode, metric: str) -> bool:

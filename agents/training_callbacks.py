@@ -181,6 +181,9 @@ class FailureLimit(BaseCallback):
         self.n_shown = 0
         self._before: tuple[int, deque[Any] | None] = (0, None)
 
+    def _on_training_start(self) -> None:
+        self.statuses = []
+
     def _on_rollout_start(self) -> None:
         buffer = self.model.ep_info_buffer
         self._before = self.model.num_timesteps, None if buffer is None else buffer.copy()

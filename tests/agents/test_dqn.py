@@ -9,6 +9,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer
 from stable_baselines3.common.vec_env import DummyVecEnv
 from toy import END, MODELS, VOCABULARY, ToyEnv
 
+from textgym import TokenVectorEnv
 from textgym.agents import DQN, CausalLMPolicy
 from textgym.agents.dqn import CausalLMQPolicy
 from textgym.errors import ConfigurationError
@@ -91,6 +92,37 @@ def test_what_is_replayed_is_what_happened():
         assert goes_on == (not over)
         kinds.add((over, cut and not over))
     assert kinds == {(False, False), (True, False), (False, True)}
+
+
+def test_an_episode_that_learn_broke_off_is_not_replayed():
+    agent, log = recorded_agent(lambda: ToyEnv(2, 4))
+    for steps in (6, 9, 6, 60):
+        agent.learn(steps)
+    happened = {(before, after): (action, reward) for before, after, action, reward, *_ in log}
+    for before, after, action, reward, _ in transitions_of(agent.replay_buffer.sample(200)):
+        assert (action, reward) == happened[before, after]
+
+
+def test_observations_that_the_step_writes_over_are_replayed_as_they_were(guess, tokenizer):
+    def columns(copy):
+        venv = TokenVectorEnv(guess, 2, reward=lambda: 0.5, tokenizer=tokenizer, max_context=96, copy=copy)
+        torch.manual_seed(0)
+        config = MODELS["llama"]().config
+        config.vocab_size, config.max_position_embeddings = len(tokenizer), 96
+        agent = DQN("CausalLMPolicy", venv, learning_starts=1000, seed=0, device="cpu", policy_kwargs={"model": config})
+        agent.learn(100)
+        return [episode.columns for episode in agent.replay_buffer.episodes]
+
+    assert len(columns(copy=True)) > 2
+    assert columns(copy=False) == columns(copy=True)
+
+
+def test_values_are_float32_under_autocast():
+    agent, found = make_agent(policy_kwargs={"dtype": "bfloat16"}), []
+    for head in (agent.policy.value_head, agent.policy.target[1]):
+        head.register_forward_hook(lambda head, arguments, value: found.append(value.dtype))
+    agent.learn(60)
+    assert set(found) == {torch.float32}
 
 
 @pytest.mark.parametrize("env", [lambda: ToyEnv(2, 4), truncated_masked], ids=["plain", "truncated-masked"])

@@ -271,6 +271,15 @@ def test_short_rollouts_are_taken_together(fragile):
         agent.learn(100, callback=FailureLimit(0.6, show=lambda text: None))
 
 
+def test_each_training_is_judged_by_itself(fragile):
+    fragile.fails_after = 100
+    limit = FailureLimit(min_episodes=1000, show=lambda text: None)
+    agent = stable_baselines3.A2C("MultiInputPolicy", fragile(turn_tokens=1), n_steps=10, device="cpu")
+    for _ in range(2):
+        agent.learn(20, callback=limit)
+        assert len(limit.statuses) == 20
+
+
 def test_failures_are_printed_by_default(fragile, capsys):
     fragile.fails_after = 4
     agent = stable_baselines3.A2C("MultiInputPolicy", fragile(turn_tokens=1), n_steps=10, device="cpu")

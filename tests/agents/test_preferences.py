@@ -73,7 +73,9 @@ def test_a_ranking_of_two_is_bradley_and_terrys():
     assert loss.item() == pytest.approx(-torch.sigmoid(scores[:, 0] - scores[:, 1]).log().mean().item(), rel=1e-6)
     padded = torch.cat([scores, torch.full((2, 3), -torch.inf)], -1)
     assert plackett_luce_loss(padded).item() == pytest.approx(loss.item())
+    padded.retain_grad()
     plackett_luce_loss(padded).backward()
+    assert torch.isfinite(padded.grad).all()
     assert torch.isfinite(scores.grad).all()
 
 
@@ -123,6 +125,14 @@ def test_sft_goes_on_from_a_checkpoint_and_saves_a_transformers_folder(arguments
         torch.testing.assert_close(value, loaded.state_dict()[name], atol=1e-6, rtol=1e-5)
     with pytest.raises(DataError, match="no reference"):
         SFT(model, arguments(), [Sample("a", "b")], tokenizer=tokenizer)
+
+
+def test_dpo_starts_at_log_2_in_bfloat16_too(arguments, tokenizer):
+    settings = arguments(bf16=True, max_steps=1, per_device_train_batch_size=12)
+    trainer = DPO(None, settings, PAIRS, beta=1.0)
+    trainer.train()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert trainer.state.log_history[0]["rewards/margin"] == 0.0
 
 
 def test_the_order_is_the_seeds_and_the_epochs(arguments, model, tokenizer):
