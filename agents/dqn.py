@@ -151,7 +151,7 @@ class DQN(LanguageModelAgent, stable_baselines3.DQN):
                 raise ConfigurationError(f"n_steps={self.n_steps}: DQN of a language model learns from single steps.")
         super()._setup_model()
         if self.is_language_model:
-            self.policy.tokenizer = self._environment_attribute("tokenizer")
+            self._take_tokenizer()
 
     def _create_aliases(self) -> None:
         if not self.is_language_model:

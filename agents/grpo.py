@@ -32,7 +32,8 @@ class GRPO(RLOO):
         n_epochs: Passes over a rollout.
         clip_range: Of the ratio; a number or a schedule.
         kl_coef: The weight of the KL in the loss.
-        kl_estimator: ``"k3"``, the paper's, ``"k1"`` or ``"k2"``.
+        kl_estimator: ``"k3"``, the paper's, or ``"k2"``, whose gradient is the KL's own; that of ``"k1"`` is zero in
+            expectation.
         **kwargs: As in :class:`textgym.agents.REINFORCE`.
 
     Raises:
@@ -75,5 +76,5 @@ class GRPO(RLOO):
         if self.uses_reference:
             kl = KL_ESTIMATORS[self.kl_estimator](log_prob - samples.reference_log_prob)
             figures["kl_loss"] = sequence_mean(kl, samples.sequences)
-            loss = loss + self.current_kl_coef() * figures["kl_loss"]
+            loss = loss + self.rollout_kl_coef * figures["kl_loss"]
         return loss, figures

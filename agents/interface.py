@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from textgym.adapters import base_name, fixed_weights
 from textgym.agents.policies import CausalLMPolicy, names_of
-from textgym.errors import CheckpointError
+from textgym.errors import CheckpointError, ConfigurationError
 
 __all__ = ["LanguageModelAgent", "is_unscored"]
 
@@ -52,6 +52,16 @@ class LanguageModelAgent(BaseAlgorithm):
         kept = [{k: v for k, v in info.items() if k != "episode"} if is_unscored(info) else info for info in infos]
         super()._update_info_buffer(kept, dones)
 
+    def set_env(self, env: GymEnv | gym.vector.VectorEnv, force_reset: bool = True) -> None:
+        """SB3's; a language model that was loaded without environments gets their tokenizer."""
+        super().set_env(env, force_reset)  # type: ignore[arg-type]
+        if self.is_language_model:
+            self._take_tokenizer()
+
+    def _take_tokenizer(self) -> None:
+        policy: Any = self.policy
+        policy.tokenizer = self._environment_attribute("tokenizer")
+
     def _portable_settings(self) -> dict[str, Any]:
         """Attributes that hold a model, as they are to be saved."""
         policy: Any = self.policy
@@ -68,10 +78,19 @@ class LanguageModelAgent(BaseAlgorithm):
     def set_parameters(
         self, load_path_or_dict: Any, exact_match: bool = True, device: torch.device | str = "auto"
     ) -> None:
-        """SB3's; what an adapter's base model has on disk may be left out."""
+        """SB3's; what an adapter's base model has on disk may be left out.
+
+        Raises:
+            ConfigurationError: The agent has a reference, and there are no weights for it.
+        """
         given = load_path_or_dict
         if not isinstance(given, dict):
             _, given, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
+        if exact_match and "reference" in self._get_torch_save_params()[0] and "reference" not in given:
+            raise ConfigurationError(
+                "the saved agent has no reference model, which kl_coef and ref_model need. Load it without them, call "
+                "agent.policy.save_pretrained(folder), and make a new agent with policy_kwargs={'model': folder}."
+            )
         complete: Any = {}
         for name, state in given.items():
             of_base = self._of_base_model(name)
@@ -124,7 +143,8 @@ class LanguageModelAgent(BaseAlgorithm):
         SB3's zip carries pickles, which run code when they are read: load only files of your own.
 
         Raises:
-            CheckpointError: The file is cut off, or no agent of this kind.
+            CheckpointError: The file is cut off, or no agent's.
+            ConfigurationError: The agent is of another kind, or an option does not suit it.
             ModelError: An adapter's base model is not where it was, or has other weights than it had.
         """
         _check_zip(path)

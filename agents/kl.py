@@ -47,15 +47,24 @@ class AdaptiveKL:
         if not (self.initial > 0 and self.target > 0 and self.rate > 0):
             raise ConfigurationError(f"AdaptiveKL takes positive numbers, not {self}.")
         self.value = self.initial
+        self.kl_since = 0.0  # the last change
 
     def __call__(self, progress_remaining: float) -> float:
         """The current coefficient, whatever the progress."""
         return self.value
 
-    def update(self, kl: float) -> None:
-        """Moves the coefficient after a rollout whose episodes had this KL on average, in nats."""
-        error = float(np.clip(kl / self.target - 1, -0.2, 0.2))
-        self.value *= 1 + self.rate * error
+    def update(self, kl: float, n_episodes: int) -> None:
+        """Moves the coefficient after a rollout.
+
+        Args:
+            kl: Of all its tokens together, in nats.
+            n_episodes: How many began in it; where none did, the KL counts for the next rollout.
+        """
+        self.kl_since += kl
+        if n_episodes:
+            error = float(np.clip(self.kl_since / n_episodes / self.target - 1, -0.2, 0.2))
+            self.value *= 1 + self.rate * error
+            self.kl_since = 0.0
 
 
 KLCoefficient = float | Callable[[float], float] | AdaptiveKL

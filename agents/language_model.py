@@ -21,6 +21,7 @@ from textgym.adapters import (
     fixed_weights,
     is_adapted,
     load_adapter,
+    portable_config,
     put_adapter_on,
 )
 from textgym.errors import ConfigurationError, ModelError
@@ -64,11 +65,12 @@ SEQ2SEQ = _Kind(True, "an encoder-decoder", AutoModelForSeq2SeqLM, "...ForCondit
 
 
 def load_causal_lm(model: ModelLike | nn.Module, peft_config: Any = None) -> CausalLM:
-    """The model itself, or the one of that name, path or configuration (with random weights), in float32.
+    """The model itself, or the one of that name, path or configuration.
 
     Args:
-        model: A PreTrainedModel (or PeftModel) is used in place; weights are loaded from safetensors, or from pickles
-            with ``weights_only``. A folder with an adapter gives the base model that it names, with that adapter.
+        model: A PreTrainedModel (or PeftModel) is used in place. A name's or path's weights are loaded in float32, from
+            safetensors, or from pickles with ``weights_only``; those of a configuration are random, in its own
+            precision. A folder with an adapter gives the base model that it names, with that adapter.
         peft_config: Wraps it in a new adapter.
 
     Raises:
@@ -323,7 +325,7 @@ def _copy(part: Any, model: CausalLM) -> Any:
 
 def portable_model(model: CausalLM) -> PretrainedConfig | AdaptedModel:
     """What rebuilds the model without its weights, or without those that are its adapter's, and pickles no module."""
-    return blueprint(model) if is_adapted(model) else unwrapped(model).config
+    return blueprint(model) if is_adapted(model) else portable_config(model)
 
 
 @contextmanager

@@ -6,12 +6,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
+import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
 from textgym.adapters import AdaptedModel
@@ -71,6 +74,7 @@ class LanguageModelRollouts(LanguageModelAgent, OnPolicyAlgorithm):
         self.kl_coef, self.kl_estimator = kl_coef, kl_estimator
         self.ref_model, self.n_episodes = ref_model, n_episodes
         self.reference: CausalLM | None = None
+        self.rollout_kl_coef = 0.0  # that of the last rollout
         super().__init__(*args, **kwargs)
 
     def _setup_model(self) -> None:
@@ -80,21 +84,34 @@ class LanguageModelRollouts(LanguageModelAgent, OnPolicyAlgorithm):
         super()._setup_model()
         if not self.is_language_model:
             return
-        self.policy.tokenizer = self._environment_attribute("tokenizer")
+        self._take_tokenizer()
         if self.uses_reference:
             self.reference = self._make_reference()
         if isinstance(self.rollout_buffer, TokenRolloutBuffer):
             self.rollout_buffer.before_advantages = self._finish_rollout
+
+    def set_env(self, env: GymEnv | gym.vector.VectorEnv, force_reset: bool = True) -> None:
+        """SB3's; the environments must suit the algorithm."""
+        super().set_env(env, force_reset)
+        self._check_arguments()
 
     def _check_arguments(self) -> None:
         if self.kl_estimator not in KL_ESTIMATORS:
             raise ConfigurationError(
                 f"kl_estimator must be one of {', '.join(map(repr, KL_ESTIMATORS))}, not {self.kl_estimator!r}."
             )
-        if isinstance(self.kl_coef, (int, float)) and not self.kl_coef >= 0:
-            raise ConfigurationError(f"kl_coef must not be negative, but is {self.kl_coef}.")
-        if self.n_episodes is not None and self.n_episodes < 1:
-            raise ConfigurationError(f"n_episodes must be at least 1, but is {self.n_episodes}.")
+        if not self.kl_in_reward and self.kl_estimator == "k1":
+            raise ConfigurationError(
+                f"kl_estimator='k1' in a loss penalises nothing, since its gradient is zero in expectation; "
+                f"{type(self).__name__} takes 'k2' or 'k3'."
+            )
+        is_number = isinstance(self.kl_coef, (int, float))
+        if not (self.kl_coef >= 0 if is_number else callable(self.kl_coef)):  # type: ignore[operator]
+            raise ConfigurationError(f"kl_coef is a number from 0 up, a schedule or AdaptiveKL, not {self.kl_coef!r}.")
+        if self.n_episodes is not None and not (isinstance(self.n_episodes, int) and self.n_episodes >= 1):
+            raise ConfigurationError(f"n_episodes is a whole number from 1 up, not {self.n_episodes!r}.")
+        if hasattr(self.policy_class, "action_values"):
+            raise ConfigurationError(f"{self.policy_class.__name__} has action values, which DQN is for.")
         extended = self.uses_reference or self.n_episodes is not None
         plain_buffer = self.rollout_buffer_class not in (None, TokenRolloutBuffer)
         if extended and (not self.is_language_model or plain_buffer):
@@ -179,8 +196,9 @@ class LanguageModelRollouts(LanguageModelAgent, OnPolicyAlgorithm):
             buffer.rewards[index] -= coefficient * kl
         self.logger.record("rollout/kl", float(kl.mean()))
         self.logger.record("rollout/kl_coef", coefficient)
+        self.rollout_kl_coef = coefficient
         if isinstance(self.kl_coef, AdaptiveKL):
-            self.kl_coef.update(float(kl.sum()) / len(buffer.segments))
+            self.kl_coef.update(float(kl.sum()), buffer.n_begun)
 
     # ---------------------------------------------------------------- training
 
@@ -195,8 +213,14 @@ class LanguageModelRollouts(LanguageModelAgent, OnPolicyAlgorithm):
 
     def train(self) -> None:
         """The algorithm's update; skipped where nothing in the rollout could be scored."""
-        if self.has_something_to_learn():
-            super().train()
+        if not self.has_something_to_learn():
+            return
+        super().train()
+        if isinstance(self.rollout_buffer, TokenRolloutBuffer):  # SB3's is over the steps that are not trained on too
+            values, returns = (
+                a[self.rollout_buffer.all_indices()] for a in (self.rollout_buffer.values, self.rollout_buffer.returns)
+            )
+            self.logger.record("train/explained_variance", explained_variance(values, returns))
 
     # ------------------------------------------------------------------ saving
 

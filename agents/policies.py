@@ -168,7 +168,8 @@ class CausalLMPolicy(ActorCriticPolicy):
         nn.init.zeros_(self.value_head.bias)
         if score is not None:
             self.value_head.load_state_dict(score.state_dict(), strict=False)  # most have no bias
-        self._load_value_head()
+        if self._sources.value in ("shared", "separate"):
+            self._load_value_head()
         self.plain_head = self._finds_plain_head(self.model)
         self.can_decode_incrementally = self._can_decode_incrementally()
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]

@@ -28,7 +28,8 @@ class REINFORCE(LanguageModelRollouts):
     """The policy gradient with SB3's interface, for language models.
 
     A rollout is ``n_episodes`` whole episodes. A token's advantage is what is earned from it on, less the mean of that
-    over the other episodes of the rollout at the same step. The policy's value head is not trained.
+    over the other episodes of the rollout at the same step. The policy's value head is not trained, and an episode that
+    a wrapper truncates, whose return only a critic could tell, is left out.
 
     Source: Williams, "Simple statistical gradient-following algorithms for connectionist reinforcement learning",
     1992. The gradient is averaged over tokens.
@@ -111,8 +112,16 @@ class REINFORCE(LanguageModelRollouts):
                 f"{type(self).__name__} is for language-model policies (policy='CausalLMPolicy' or 'Seq2SeqLMPolicy'), "
                 f"not for {self.policy_class.__name__}."
             )
+        if self.n_episodes is None:
+            raise ConfigurationError(f"n_episodes=None: {type(self).__name__} learns from whole episodes.")
         if self.batch_size is not None and self.batch_size < 1:
             raise ConfigurationError(f"batch_size is at least 1, or None, not {self.batch_size}.")
+
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
+        """A truncated episode has no return, and there is no critic to say what it would have been."""
+        super()._update_info_buffer(infos, dones)
+        truncated = [i for i, info in enumerate(infos) if info.get("TimeLimit.truncated", False)]
+        self.rollout_buffer.mark_unscored(truncated)
 
     def estimate_advantages(self) -> Sequence[np.ndarray]:
         """The advantages of each episode's tokens, in the order of the buffer's segments."""

@@ -270,6 +270,11 @@ class TokenRolloutBuffer(RolloutBuffer):
         """The number of actions that :meth:`get` yields an epoch."""
         return sum(s.last_step - s.first_step + 1 for s in self.segments or ())
 
+    @property
+    def n_begun(self) -> int:
+        """The number of episodes to train on that began in this rollout."""
+        return sum(bool(self.episode_starts[s.first_step, s.environment]) for s in self.segments or ())
+
     def get(  # type: ignore[override]  # samples of SB3's form, with segments for observations
         self, batch_size: int | None = None
     ) -> Generator[SegmentSamples, None, None]:

@@ -33,6 +33,7 @@ __all__ = [
     "fixed_weights",
     "is_adapted",
     "load_adapter",
+    "portable_config",
     "put_adapter_on",
     "switches_off",
 ]
@@ -192,11 +193,18 @@ def fixed_weights(model: Any) -> list[nn.Parameter]:
     return [weight for weight in base_weights(model) if not weight.requires_grad]
 
 
+def portable_config(model: Any) -> Any:
+    """A model's configuration, with the precision that its weights have now, whatever they once were loaded in."""
+    config = copy.deepcopy(model.config)
+    config.dtype = next(model.parameters()).dtype
+    return config
+
+
 def blueprint(model: Any) -> AdaptedModel:
     """What builds a PeftModel again: on the base model of the same name, or on one like it."""
     name, adapter = base_name(model), model.peft_config[model.active_adapter]
     if name is None:
-        return AdaptedModel(model.get_base_model().config, adapter)
+        return AdaptedModel(portable_config(model.get_base_model()), adapter)
     return AdaptedModel(name, adapter, fingerprint(base_weights(model)))
 
 

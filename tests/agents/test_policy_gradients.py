@@ -2,6 +2,7 @@
 
 import copy
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import stable_baselines3
@@ -134,6 +135,24 @@ def test_groups_lack_what_could_not_be_scored(algorithm):
     assert sorted(sizes) == [2, 2, 3, 3]
 
 
+@pytest.mark.parametrize("algorithm", ALL, ids=lambda a: a.__name__)
+def test_truncated_episodes_have_no_return(algorithm):
+    env = DummyVecEnv([lambda i=i: gym.wrappers.TimeLimit(OwnPrompts(i // 3), 5) for i in range(6)])
+    agent = make_agent(algorithm, env=env, kl_coef=0.0)
+    agent.learn(1)
+    buffer = agent.rollout_buffer
+    assert buffer.n_unscored > 0
+    assert len(buffer.segments) + buffer.n_unscored == 12
+
+
+def test_groups_are_asked_for_when_environments_are_set(tmp_path):
+    agent = make_agent(RLOO)
+    agent.save(tmp_path / "agent.zip")
+    for one in (agent, RLOO.load(tmp_path / "agent.zip", device="cpu")):
+        with pytest.raises(ConfigurationError, match="in groups"):
+            one.set_env(DummyVecEnv([ToyEnv] * 6))
+
+
 def test_nothing_scored_is_no_update():
     agent = make_agent(REINFORCE, env=DummyVecEnv([lambda: AlwaysBroken(2, 4)] * 2), n_episodes=4)
     before = collect(agent)
@@ -173,6 +192,8 @@ def test_saved_and_loaded_it_goes_on_as_it_would_have(algorithm, tmp_path):
         (RLOO, {"gamma": 0.9}, "gamma is 1"),
         (GRPO, {"n_episodes": 10}, "multiple"),
         (GRPO, {"n_epochs": 0}, "n_epochs"),
+        (GRPO, {"kl_estimator": "k1"}, "'k2' or 'k3'"),
+        (REINFORCE, {"n_episodes": None}, "whole episodes"),
     ],
 )
 def test_wrong_arguments_are_refused(algorithm, kwargs, message):

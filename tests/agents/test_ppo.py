@@ -12,7 +12,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 from toy import CONTEXT, MODELS, VOCABULARY, ToyEnv
 
+from textgym import TokenVectorEnv
 from textgym.agents import PPO, AdaptiveKL, CausalLMPolicy
+from textgym.agents.dqn import CausalLMQPolicy
 from textgym.agents.segments import TokenRolloutBuffer
 from textgym.errors import CheckpointError, ConfigurationError, ModelError, TokenizerError
 
@@ -116,10 +118,23 @@ def test_the_kl_to_the_starting_point_is_zero_at_first_and_grows():
 
 def test_adaptive_kl_follows_the_papers_rule():
     coefficient = AdaptiveKL(initial=0.2, target=5.0)
-    coefficient.update(10.0)  # clipped error 0.2
+    coefficient.update(20.0, n_episodes=2)  # clipped error 0.2
     assert coefficient(1.0) == pytest.approx(0.2 * 1.02)
-    coefficient.update(4.5)  # error -0.1
+    coefficient.update(4.0, n_episodes=0)  # a rollout in the middle of its episodes
+    assert coefficient(1.0) == pytest.approx(0.2 * 1.02)
+    coefficient.update(5.0, n_episodes=2)  # error -0.1
     assert coefficient(1.0) == pytest.approx(0.2 * 1.02 * 0.99)
+
+
+def test_adaptive_kl_is_told_of_whole_episodes(monkeypatch):
+    told = []
+    monkeypatch.setattr(AdaptiveKL, "update", lambda self, *numbers: told.append(numbers))
+    agent = make_agent(env=lambda: ToyEnv(turns=2, turn_tokens=5), n_steps=3, batch_size=12, kl_coef=AdaptiveKL())
+    agent.learn(240)
+    episodes = sum(n for _, n in told)
+    assert len(told) == 20
+    assert 25 < episodes < 48  # of 240 steps, in episodes of at most 10
+    assert any(n == 0 for _, n in told)
 
 
 def test_a_scheduled_coefficient_is_logged():
@@ -161,6 +176,17 @@ def test_unscored_episodes_stay_out_of_the_update():
             first -= 1
         assert not kept[first : s + 1, e].any()
     assert seen.logs[0]["rollout/unscored"] == buffer.n_unscored
+
+
+def test_the_explained_variance_is_of_what_is_trained_on():
+    agent, seen = make_agent(env=lambda: ToyEnv(1, 4, fails=True)), Watch()
+    torch.nn.init.normal_(agent.policy.value_head.weight)
+    agent.learn(48, callback=seen)
+    buffer = agent.rollout_buffer
+    assert buffer.n_unscored
+    logged = agent.logger.name_to_value["train/explained_variance"]
+    values, returns = (array[buffer.all_indices()] for array in (buffer.values, buffer.returns))
+    assert logged == pytest.approx(1 - np.var(returns - values) / np.var(returns))
 
 
 def test_a_rollout_with_nothing_scored_skips_its_update(monkeypatch):
@@ -337,6 +363,34 @@ def test_save_and_load_keep_weights_and_reference(tmp_path, reference):
         torch.testing.assert_close(value, loaded.policy.state_dict()[name], atol=1e-6, rtol=0)
 
 
+def test_weights_are_loaded_in_their_own_precision(tmp_path):
+    agent = make_agent(kl_coef=0.1, policy_kwargs={"model": MODELS["llama"]().to(torch.bfloat16)})
+    agent.save(tmp_path / "agent.zip")
+    loaded = PPO.load(tmp_path / "agent.zip", device="cpu")
+    assert {loaded.policy.model.dtype, loaded.reference.dtype} == {torch.bfloat16}
+    assert agent.policy.model.config.dtype != torch.bfloat16  # the model itself is left as it was
+
+
+def test_a_reference_that_was_not_saved_is_named(tmp_path):
+    make_agent().save(tmp_path / "agent.zip")
+    with pytest.raises(ConfigurationError, match="has no reference model"):
+        PPO.load(tmp_path / "agent.zip", kl_coef=0.1)
+
+
+def test_environments_that_are_set_bring_their_tokenizer(tmp_path, capitals, tokenizer):
+    def environments():
+        return TokenVectorEnv(capitals, 2, reward=lambda: 0.0, tokenizer=tokenizer, max_context=CONTEXT)
+
+    config = MODELS["llama"]().config
+    config.vocab_size = len(tokenizer)
+    agent = PPO("CausalLMPolicy", environments(), n_steps=4, batch_size=8, policy_kwargs={"model": config})
+    agent.save(tmp_path / "agent.zip")
+    loaded = PPO.load(tmp_path / "agent.zip")
+    assert loaded.policy.tokenizer is None
+    loaded.set_env(environments())
+    assert loaded.policy.tokenizer is tokenizer
+
+
 def test_the_zip_holds_no_pickled_module(tmp_path):
     agent = make_agent(kl_coef=0.1)
     agent.save(tmp_path / "agent.zip")
@@ -397,8 +451,14 @@ def test_bad_arguments_are_named():
         PPO("CausalLMPolicy", "CartPole-v1", policy_kwargs={"model": MODELS["gpt2"]()})
     with pytest.raises(ConfigurationError, match="'k1', 'k2', 'k3', not 'kl'"):
         make_agent(kl_estimator="kl")
-    with pytest.raises(ConfigurationError, match="negative"):
-        make_agent(kl_coef=-1.0)
+    for wrong in (-1.0, None):
+        with pytest.raises(ConfigurationError, match=f"from 0 up.* not {wrong}"):
+            make_agent(kl_coef=wrong)
+    for wrong in (0, 2.5):
+        with pytest.raises(ConfigurationError, match=f"a whole number from 1 up, not {wrong}"):
+            make_agent(n_episodes=wrong)
+    with pytest.raises(ConfigurationError, match="CausalLMQPolicy has action values, which DQN is for"):
+        PPO(CausalLMQPolicy, DummyVecEnv([ToyEnv]), policy_kwargs={"model": MODELS["llama"]()})
     with pytest.raises(ConfigurationError, match="dtype must be 'float32' or 'bfloat16', not 'float16'"):
         make_agent(policy_kwargs={"dtype": "float16"})
     with pytest.raises(ConfigurationError, match="temperature must be positive, not 0"):

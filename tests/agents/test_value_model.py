@@ -97,6 +97,13 @@ def test_the_value_of_a_finished_episode_is_the_reward_models_score(adapter, tok
         assert abs(value) > 1e-3
 
 
+def test_a_reward_model_comes_before_the_critic_that_the_folder_has(critic, tmp_path):
+    make_agent("separate", policy_kwargs={"model": config_of()}).policy.save_pretrained(tmp_path / "actor")
+    policy = make_agent(critic, policy_kwargs={"model": str(tmp_path / "actor")}).policy
+    score = transformers.AutoModelForSequenceClassification.from_pretrained(critic).score
+    assert torch.equal(policy.value_head.weight, score.weight)
+
+
 def test_the_value_is_the_score_of_every_prefix_whatever_the_architecture(tmp_path):
     config = transformers.GPT2Config(
         vocab_size=VOCABULARY + 3, n_layer=1, n_embd=16, n_head=2, n_positions=CONTEXT, num_labels=1, pad_token_id=0,
