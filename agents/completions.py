@@ -15,12 +15,14 @@ from transformers import TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from textgym.episode import Sample
+from textgym.errors import DataError
 from textgym.rendering import Renderer
 
 __all__ = [
     "IGNORED",
     "Completion",
     "LengthSampler",
+    "check_length",
     "collate",
     "complete",
     "padded",
@@ -71,6 +73,21 @@ def complete(renderer: Renderer, sample: Sample, reply: str) -> Completion:
     prompt, said = renderer.prompt_ids(sample), renderer.reply_ids(reply)
     ids = np.array([*prompt, *said], np.int64)
     return Completion(input_ids=ids, labels=np.where(np.arange(len(ids)) < len(prompt), IGNORED, ids))
+
+
+def check_length(completion: Completion, limit: int | None, sample: Sample) -> Completion:
+    """The completion, if a model with so many positions (None: no limit) can read it.
+
+    Raises:
+        DataError: It cannot.
+    """
+    length = max(len(completion["input_ids"]), len(completion["labels"]))
+    if limit is not None and length > limit:
+        raise DataError(
+            f"sample {sample.id!r} has {length} tokens with its reply, and the model has positions for {limit}; "
+            "shorten it, or leave it out."
+        )
+    return completion
 
 
 def read_and_said(completion: Completion, closing_token: int | None) -> list[Completion]:

@@ -12,8 +12,15 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
 from textgym.adapters import switches_off
-from textgym.agents.completions import Completion, LengthSampler, collate, complete, sequence_log_probs
-from textgym.agents.language_model import ModelLike, adapters_disabled, frozen_copy, load_causal_lm
+from textgym.agents.completions import Completion, LengthSampler, check_length, collate, complete, sequence_log_probs
+from textgym.agents.language_model import (
+    ModelLike,
+    adapters_disabled,
+    check_vocabulary,
+    frozen_copy,
+    load_causal_lm,
+    positions_of,
+)
 from textgym.agents.objectives import dpo_loss
 from textgym.agents.policies import source_and_tokenizer
 from textgym.agents.preferences import Preference
@@ -48,7 +55,8 @@ class DPO(Trainer):
 
     Raises:
         ConfigurationError: ``beta`` is not positive.
-        DataError: A preference is a rating, which prefers nothing.
+        DataError: A preference is a single reply, or longer than the model reads; or there are none.
+        TokenizerError: The tokenizer is not the model's.
     """
 
     def __init__(
@@ -70,19 +78,33 @@ class DPO(Trainer):
         self.beta = beta
         starts_at_base = peft_config is not None and switches_off(loaded)
         self.reference = None if starts_at_base else frozen_copy(loaded)
-        renderer = Renderer(self.tokenizer)
-        self._figures: dict[str, list[float]] = defaultdict(list)
+        check_vocabulary(loaded, self.tokenizer)
+        self._positions = positions_of(loaded.config)
+        self._figures: dict[bool, dict[str, list[float]]] = {True: defaultdict(list), False: defaultdict(list)}
+        self._evaluation = "eval"
         super().__init__(
             model=loaded,
             args=args,
-            train_dataset=None if train_dataset is None else _pairs(train_dataset, renderer),  # type: ignore[arg-type]
-            eval_dataset=None if eval_dataset is None else _pairs(eval_dataset, renderer),  # type: ignore[arg-type]
+            train_dataset=None if train_dataset is None else self._pairs(train_dataset),  # type: ignore[arg-type]
+            eval_dataset=None if eval_dataset is None else self._pairs(eval_dataset),  # type: ignore[arg-type]
             data_collator=_collate_pairs,
             processing_class=self.tokenizer,
             **kwargs,
         )
         self.can_return_loss = True  # evaluate() then reports the loss
         self.model_accepts_loss_kwargs = False  # the loss is a mean over pairs
+
+    def evaluate(  # type: ignore[override]
+        self,
+        eval_dataset: Sequence[Preference] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Trainer's; of the preferences given, where they are, else of ``eval_dataset``."""
+        self._evaluation = metric_key_prefix
+        self._figures[False].clear()
+        given: Any = None if eval_dataset is None else self._pairs(eval_dataset)
+        return super().evaluate(given, ignore_keys, metric_key_prefix)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthSampler:
         pairs: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -110,7 +132,7 @@ class DPO(Trainer):
             "rejected": rejected,
         }
         for name, values in figures.items():
-            self._figures[f"{'' if model.training else 'eval_'}rewards/{name}"].append(values.mean().item())
+            self._figures[model.training][f"rewards/{name}"].append(values.mean().item())
         return (loss, {"margins": margins}) if return_outputs else loss
 
     @staticmethod
@@ -120,24 +142,27 @@ class DPO(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Trainer's, with the means of the implicit rewards since the last time."""
-        is_evaluation = any(name.startswith("eval_") for name in logs)
-        for name in [name for name in self._figures if name.startswith("eval_") == is_evaluation]:
-            values = self._figures.pop(name)
-            logs[name] = sum(values) / len(values)
+        is_evaluation = any(name.startswith(f"{self._evaluation}_") for name in logs)
+        figures = self._figures[not is_evaluation]
+        for name, values in figures.items():
+            logs[f"{self._evaluation}_{name}" if is_evaluation else name] = sum(values) / len(values)
+        figures.clear()
         super().log(logs, *args, **kwargs)
 
-
-def _pairs(preferences: Sequence[Preference], renderer: Renderer) -> list[tuple[Completion, Completion]]:
-    pairs = []
-    for preference in preferences:
-        if preference.rating is not None:
-            raise DataError(
-                f"sample {preference.sample.id!r} is a rating, which prefers nothing; DPO learns from pairs and "
-                "rankings."
-            )
-        streams = [complete(renderer, preference.sample, reply) for reply in preference.replies]
-        pairs += list(pairwise(streams))
-    return pairs
+    def _pairs(self, preferences: Sequence[Preference]) -> list[tuple[Completion, Completion]]:
+        if not preferences:
+            raise DataError("there are no preferences to learn from or to evaluate.")
+        renderer, pairs = Renderer(self.tokenizer), []
+        for preference in preferences:
+            sample = preference.sample
+            if preference.rating is not None or len(preference.replies) < 2:
+                raise DataError(
+                    f"sample {sample.id!r} is a single reply, which is preferred to nothing; DPO learns from pairs and "
+                    "rankings."
+                )
+            streams = [complete(renderer, sample, reply) for reply in preference.replies]
+            pairs += list(pairwise(check_length(stream, self._positions, sample) for stream in streams))
+        return pairs
 
 
 def _collate_pairs(pairs: Sequence[tuple[Completion, Completion]]) -> dict[str, Tensor]:

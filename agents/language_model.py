@@ -24,7 +24,7 @@ from textgym.adapters import (
     portable_config,
     put_adapter_on,
 )
-from textgym.errors import ConfigurationError, ModelError
+from textgym.errors import ConfigurationError, ModelError, TokenizerError
 from textgym.rewards.loading import load_pretrained
 
 __all__ = [
@@ -229,6 +229,21 @@ def unwrapped(model: nn.Module) -> Any:
     """The PreTrainedModel inside a PeftModel (which holds its adapters), or the model itself."""
     get_base_model = getattr(model, "get_base_model", None)
     return get_base_model() if callable(get_base_model) else model
+
+
+def positions_of(config: PretrainedConfig) -> int | None:
+    """How many tokens a model reads at most; None where its configuration does not say."""
+    return getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+
+
+def check_vocabulary(model: Any, tokenizer: Any) -> None:
+    """Raises TokenizerError where a tokenizer has tokens that a model does not know."""
+    known = int(model.get_input_embeddings().weight.shape[0])
+    if known < len(tokenizer):
+        raise TokenizerError(
+            f"the tokenizer has {len(tokenizer)} entries and the model's embedding only {known}; give the model's own "
+            "tokenizer."
+        )
 
 
 def trunk_of(model: CausalLM) -> PreTrainedModel:

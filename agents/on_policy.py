@@ -139,6 +139,7 @@ class LanguageModelRollouts(LanguageModelAgent, OnPolicyAlgorithm):
         if isinstance(given, AdaptedModel) and given == portable_model(own):  # loaded: it can share the base model
             given = None
         source = own if given is None else self.policy.load_model(given)
+        self.policy.check_fit(source, "the reference's")
         return frozen_copy(source).to(self.device)
 
     def current_kl_coef(self) -> float:

@@ -42,6 +42,7 @@ from textgym.agents.language_model import (
     load_value_trunk,
     plain_head,
     portable_model,
+    positions_of,
     trunk_copy,
     trunk_of,
     unwrapped,
@@ -205,7 +206,11 @@ class CausalLMPolicy(ActorCriticPolicy):
         return trunks if self.value_trunk is None else [*trunks, self.value_trunk]
 
     def _check_model(self) -> None:
-        _check_fit(self.model, self.n_actions, self.max_context)
+        self.check_fit(self.model)
+
+    def check_fit(self, model: CausalLM, whose: str = "the model's") -> None:
+        """Raises TokenizerError or ConfigurationError where a model is too small for the environment."""
+        _check_fit(model, self.n_actions, self.max_context, whose)
 
     def _finds_plain_head(self, model: CausalLM) -> bool:
         return plain_head(model) is not None
@@ -494,7 +499,7 @@ def source_and_tokenizer(model: Any, tokenizer: Any) -> tuple[Any, Any]:
     Raises:
         TokenizerError: The model is given as an object, and no tokenizer with it; or there is no such tokenizer.
     """
-    source = builtin_model_path() if model is None else model
+    source = builtin_model_path() if model is None else str(model) if isinstance(model, Path) else model
     if tokenizer is None and not isinstance(source, (str, Path)):
         raise TokenizerError(f"a model given as a {type(source).__name__} needs its tokenizer too: tokenizer=...")
     return source, load_tokenizer(source if tokenizer is None else tokenizer)
@@ -527,14 +532,14 @@ def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -
         )
 
 
-def _check_fit(model: CausalLM, n_actions: int, max_context: int) -> None:
+def _check_fit(model: CausalLM, n_actions: int, max_context: int, whose: str) -> None:
     width = int(unwrapped(model).get_output_embeddings().weight.shape[0])  # type: ignore[operator]
     if width < n_actions:
         raise TokenizerError(
-            f"the environment's tokenizer has {n_actions} entries and the model's head only {width}; "
+            f"the environment's tokenizer has {n_actions} entries and {whose} head only {width}; "
             "make the environment with the model's own tokenizer."
         )
-    _check_positions(model.config, max_context, "the model's")
+    _check_positions(model.config, max_context, whose)
 
 
 def _check_value_fit(trunk: Any, source: Any, n_actions: int, max_context: int) -> None:
@@ -549,7 +554,7 @@ def _check_value_fit(trunk: Any, source: Any, n_actions: int, max_context: int) 
 
 
 def _check_positions(config: Any, max_context: int, whose: str) -> None:
-    positions = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    positions = positions_of(config)
     if positions is not None and positions < max_context:
         raise ConfigurationError(
             f"the environment's max_context is {max_context} tokens and {whose} only {positions}; "

@@ -13,17 +13,19 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Tr
 
 from textgym.adapters import base_of_folder, is_adapted, put_adapter_on
 from textgym.agents.completions import LengthSampler, padded
-from textgym.agents.language_model import load_causal_lm
+from textgym.agents.language_model import check_vocabulary, load_causal_lm
 from textgym.agents.objectives import plackett_luce_loss
 from textgym.agents.policies import source_and_tokenizer
 from textgym.agents.preferences import Preference
-from textgym.errors import ConfigurationError, DataError
+from textgym.errors import ConfigurationError, DataError, TokenizerError
 from textgym.rewards import RewardModel
 from textgym.rewards.models import Template
 
 __all__ = ["RewardModelTrainer", "calibration_error", "preference_report"]
 
 N_BINS = 10
+COMPARABLE = {"ranking": {"ranking"}, "binary": {"binary"}, "regression": {"binary", "regression"}}
+"""What a model that has learned from one kind of preferences can be evaluated on."""
 
 
 class RewardModelTrainer(Trainer):
@@ -98,13 +100,15 @@ class RewardModelTrainer(Trainer):
         """
         if eval_dataset is None:
             return super().evaluate(None, *args, **kwargs)
-        if (_kind(eval_dataset) == "ranking") != (self.kind == "ranking"):
+        if _kind(eval_dataset) not in COMPARABLE[self.kind]:
             raise DataError(f"the model has learned from preferences of the kind {self.kind!r}; give some like them.")
         self._most_replies = max(self._most_replies, *(len(preference.replies) for preference in eval_dataset))
         return super().evaluate(self._examples(eval_dataset), *args, **kwargs)  # type: ignore[arg-type]
 
     def _examples(self, preferences: Sequence[Preference]) -> list[tuple[list[list[int]], float]]:
         """The texts' ids, as the reward model would read them, and the rating (NaN where there is none)."""
+        if not preferences:
+            raise DataError("there are no preferences to learn from or to evaluate.")
         return [
             ([self._ids(preference, i) for i in range(len(preference.replies))],
              float("nan") if preference.rating is None else preference.rating)
@@ -226,10 +230,9 @@ def _with_head(peft_config: Any, classifier: PreTrainedModel) -> Any:
     return own
 
 
-def _merged(folder: str) -> PreTrainedModel:
-    """The language model of an adapter's folder as one model, which is on no disk."""
-    adapted: Any = load_causal_lm(folder)
-    merged = adapted.merge_and_unload()
+def _merged(adapted: Any) -> PreTrainedModel:
+    """A language model with an adapter as one model, which is on no disk."""
+    merged = copy.deepcopy(adapted).merge_and_unload()
     merged.config.name_or_path = ""
     return merged
 
@@ -237,6 +240,8 @@ def _merged(folder: str) -> PreTrainedModel:
 def _classifier(source: str | PreTrainedModel, tokenizer: Any) -> PreTrainedModel:
     """The model with a head of one score."""
     if isinstance(source, str) and base_of_folder(source) is not None:
+        source = _merged(load_causal_lm(source))
+    elif is_adapted(source):
         source = _merged(source)
     if isinstance(source, str):
         classifier = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, dtype=torch.float32)
@@ -250,5 +255,9 @@ def _classifier(source: str | PreTrainedModel, tokenizer: Any) -> PreTrainedMode
     if classifier.config.num_labels != 1:
         raise ConfigurationError(f"a reward model has one score, not {classifier.config.num_labels} classes.")
     if classifier.config.pad_token_id is None:
-        classifier.config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        if padding is None:  # transformers' classifiers pass over it at a text's end
+            raise TokenizerError("the tokenizer has no padding token, nor an end token in its place; set pad_token.")
+        classifier.config.pad_token_id = padding
+    check_vocabulary(classifier, tokenizer)
     return classifier

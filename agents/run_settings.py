@@ -57,6 +57,13 @@ DEFAULTS: dict[str, Any] = {
 }
 """For a language model of any size; a task's ``recipe`` has what suits the built-in one."""
 
+GIVEN = {
+    *("policy", "env", "seed", "device", "policy_kwargs", "_init_setup_model"),
+    *("observation_space", "action_space", "lr_schedule", "model", "dtype"),
+    *("examples", "validation", "folder", "on_step"),
+}
+"""Arguments that a run gives by itself."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -133,7 +140,8 @@ def _check_option(name: str, value: Any) -> None:
     known = {default for default in DEFAULTS if default.partition(".")[0] == section}
     functions: dict[str, Any] = {"ppo": PPO, "policy": CausalLMPolicy, "warm_start": imitate, "teach": imitate}
     if section in functions:
-        known |= {f"{section}.{parameter}" for parameter in inspect.signature(functions[section]).parameters}
+        parameters = inspect.signature(functions[section]).parameters.keys() - GIVEN
+        known |= {f"{section}.{parameter}" for parameter in parameters}
     if name not in known and not (dot and section == "env"):
         raise ConfigurationError(f"there is no setting {name!r}. {did_you_mean(name, {*DEFAULTS, *known})}".rstrip())
     default = DEFAULTS.get(name)

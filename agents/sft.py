@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from textgym.agents.completions import Completion, LengthSampler, collate, complete, read_and_said
-from textgym.agents.language_model import ModelLike
+from textgym.agents.completions import Completion, LengthSampler, check_length, collate, complete, read_and_said
+from textgym.agents.language_model import ModelLike, check_vocabulary, positions_of
 from textgym.agents.policies import source_and_tokenizer
 from textgym.agents.seq2seq import encoder_eos_of, policy_class_of
 from textgym.episode import Sample
@@ -39,7 +39,8 @@ class SFT(Trainer):
         **kwargs: Of ``Trainer``.
 
     Raises:
-        DataError: A sample has no reference.
+        DataError: A sample has no reference, or is longer than the model reads; or there are none.
+        TokenizerError: The tokenizer is not the model's.
     """
 
     def __init__(
@@ -55,25 +56,40 @@ class SFT(Trainer):
         **kwargs: Any,
     ) -> None:
         source, self.tokenizer = source_and_tokenizer(model, tokenizer)
-        renderer = Renderer(self.tokenizer)
         loaded: Any = policy_class_of(source).load_model(source, peft_config)
-        closing_token = encoder_eos_of(loaded) if encoder_eos else None
-
-        def examples(dataset: Sequence[Sample | Completion] | None) -> Any:
-            streams = None if dataset is None else [_stream(example, renderer) for example in dataset]
-            if streams is None or not loaded.config.is_encoder_decoder:
-                return streams
-            return [turn for stream in streams for turn in read_and_said(stream, closing_token)]
-
+        check_vocabulary(loaded, self.tokenizer)
+        self._config = loaded.config
+        self._closing_token = encoder_eos_of(loaded) if encoder_eos else None
         super().__init__(
             model=loaded,
             args=args,
-            train_dataset=examples(train_dataset),
-            eval_dataset=examples(eval_dataset),
+            train_dataset=None if train_dataset is None else self._examples(train_dataset),  # type: ignore[arg-type]
+            eval_dataset=None if eval_dataset is None else self._examples(eval_dataset),  # type: ignore[arg-type]
             data_collator=collate,
             processing_class=self.tokenizer,
             **kwargs,
         )
+
+    def evaluate(  # type: ignore[override]
+        self, eval_dataset: Sequence[Sample | Completion] | None = None, *args: Any, **kwargs: Any
+    ) -> dict[str, float]:
+        """Trainer's; of the samples or completions given, where they are, else of ``eval_dataset``."""
+        given: Any = None if eval_dataset is None else self._examples(eval_dataset)
+        return super().evaluate(given, *args, **kwargs)
+
+    def _examples(self, dataset: Sequence[Sample | Completion]) -> list[Completion]:
+        if not dataset:
+            raise DataError("there are no samples to learn from or to evaluate.")
+        renderer = Renderer(self.tokenizer)
+        return [one for example in dataset for one in self._completions(example, renderer)]
+
+    def _completions(self, example: Sample | Completion, renderer: Renderer) -> list[Completion]:
+        """What is learned from one sample: a stream, or of an encoder-decoder its turns."""
+        stream = _stream(example, renderer)
+        found = read_and_said(stream, self._closing_token) if self._config.is_encoder_decoder else [stream]
+        if isinstance(example, Sample):
+            found = [check_length(one, positions_of(self._config), example) for one in found]
+        return found
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthSampler:
         examples: Any = self.train_dataset if train_dataset is None else train_dataset

@@ -474,6 +474,9 @@ def test_models_that_do_not_fit_are_named(tmp_path):
         make_agent(policy_kwargs={"model": str(tmp_path)})
     with pytest.raises(ModelError, match="no language-model head"):
         make_agent(policy_kwargs={"model": MODELS["gpt2"]().base_model})
+    short = transformers.LlamaConfig(**(MODELS["llama"]().config.to_dict() | {"max_position_embeddings": 20}))
+    with pytest.raises(ConfigurationError, match=f"max_context is {CONTEXT} tokens and the reference's only 20"):
+        make_agent(ref_model=transformers.LlamaForCausalLM(short))
     small = transformers.GPT2Config(vocab_size=10, n_layer=1, n_embd=8, n_head=2, n_positions=CONTEXT)
     small.bos_token_id = small.eos_token_id = 1
     with pytest.raises(TokenizerError, match="has 40 entries and the model's head only 10"):

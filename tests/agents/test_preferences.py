@@ -1,5 +1,6 @@
 """Learning from data: SFT, DPO and reward models; their losses against what the papers say, computed apart."""
 
+import copy
 import json
 import math
 
@@ -18,7 +19,7 @@ from textgym.agents.objectives import dpo_loss, plackett_luce_loss
 from textgym.agents.preferences import Preference, load_preferences, paired, preference_accuracy
 from textgym.agents.reward_model_trainer import RewardModelTrainer, calibration_error, preference_report
 from textgym.agents.sft import SFT
-from textgym.errors import ConfigurationError, DataError
+from textgym.errors import ConfigurationError, DataError, TokenizerError
 from textgym.rendering import Renderer
 
 PAIRS = [Preference(Sample(str(i), f"{i} or {i + 1}?"), (f" {i}", f" {i + 1}")) for i in range(12)]
@@ -185,8 +186,9 @@ def test_dpo_with_an_adapter_has_the_model_without_it_for_reference(arguments, m
 
 
 def test_ratings_are_refused_where_pairs_are_wanted(arguments, model, tokenizer):
-    with pytest.raises(DataError, match="rating"):
-        DPO(model, arguments(), [Preference(Sample("a", "b"), ("c",), 1.0)], tokenizer=tokenizer)
+    for rating in (1.0, None):
+        with pytest.raises(DataError, match="'a' is a single reply"):
+            DPO(model, arguments(), [Preference(Sample("a", "b"), ("c",), rating)], tokenizer=tokenizer)
     with pytest.raises(ConfigurationError, match="beta"):
         DPO(model, arguments(), PAIRS, tokenizer=tokenizer, beta=0.0)
 
@@ -229,6 +231,50 @@ def test_other_preferences_are_evaluated_as_they_are(arguments, model, tokenizer
     assert {name: report[f"test_{name}"] for name in expected} == pytest.approx(expected, abs=1e-5)
     with pytest.raises(DataError, match="of the kind 'ranking'"):
         trainer.evaluate(BINARY)
+    ratings = RewardModelTrainer(model, arguments(), BINARY, tokenizer=tokenizer)
+    with pytest.raises(DataError, match="of the kind 'binary'"):
+        ratings.evaluate(STARS)
+    samples = [Sample("a", "b", (" c",))]
+    sft = SFT(model, arguments(), samples, tokenizer=tokenizer)
+    assert sft.evaluate([Sample("d", "e", (" f",))])["eval_loss"] != sft.evaluate(samples)["eval_loss"]
+    report = DPO(model, arguments(), PAIRS[:4], tokenizer=tokenizer).evaluate(PAIRS[4:], metric_key_prefix="test")
+    assert report["test_rewards/margin"] == 0.0
+
+
+@pytest.mark.parametrize("trainer_class", [SFT, DPO, RewardModelTrainer])
+def test_data_and_tokenizers_that_do_not_fit_are_named(trainer_class, arguments, model, tokenizer):
+    model.config.max_position_embeddings = 20
+    with pytest.raises(DataError, match="there are no"):
+        trainer_class(model, arguments(), [], tokenizer=tokenizer)
+    if trainer_class is not RewardModelTrainer:  # which shortens texts
+        long = " good" * 30
+        preference = Preference(Sample("long", "b", (long,)), (long, " c"))
+        dataset = [preference.sample if trainer_class is SFT else preference]
+        with pytest.raises(DataError, match=r"'long' has .* and the model has positions for 20"):
+            trainer_class(model, arguments(), dataset, tokenizer=tokenizer)
+    model.resize_token_embeddings(100)
+    with pytest.raises(TokenizerError, match="embedding only 100"):
+        trainer_class(model, arguments(), PAIRS, tokenizer=tokenizer)
+
+
+def test_padding_is_no_token_that_says_something(arguments, model, tokenizer):
+    plain = copy.copy(tokenizer)
+    plain.pad_token = None
+    trainer = RewardModelTrainer(model, arguments(), RANKINGS, tokenizer=plain)
+    assert trainer.reward.model.config.pad_token_id == tokenizer.eos_token_id
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks for it
+def test_a_language_models_adapter_is_merged_into_the_reward_model(arguments, model, tokenizer):
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
+    trainer = RewardModelTrainer(adapted, arguments(), RANKINGS, tokenizer=tokenizer)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        expected = adapted.get_base_model().model(ids)[0]
+        torch.testing.assert_close(trainer.reward.model.model(ids)[0], expected, atol=1e-5, rtol=1e-5)
+    assert peft.PeftModel in type(adapted).__mro__
+    assert any("lora" in name for name, _ in adapted.named_parameters())
 
 
 def test_batches_are_of_texts_of_similar_length(arguments, model, tokenizer):

@@ -268,6 +268,9 @@ def test_frozen_parameters_keep_their_values(model, tmp_path):
     ("options", "message"),
     [
         ({"ppo.lerning_rate": 1}, r"no setting 'ppo.lerning_rate'. Did you mean 'ppo.learning_rate'"),
+        ({"ppo.seed": 1}, r"no setting 'ppo.seed'"),
+        ({"warm_start.seed": 1}, r"no setting 'warm_start.seed'"),
+        ({"policy.model": "x"}, r"no setting 'policy.model'"),
         ({"total_timestep": 1}, "Did you mean 'total_timesteps'"),
         ({"ppo.gamma": "high"}, "'ppo.gamma' is a number, such as 1.0, not 'high'"),
         ({"warm_start.keep_best": 1}, "'warm_start.keep_best' is true or false, not 1"),
