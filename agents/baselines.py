@@ -204,6 +204,8 @@ class BestOfN:
             raise ConfigurationError(f"n={n!r}; it is a whole number, at least 1.")
         check_agent(agent)
         self.agent, self.reward, self.n = agent, None if reward is None else as_reward(reward), n
+        if hasattr(agent, "at_a_time"):
+            self.at_a_time = max(1, agent.at_a_time // n)
 
     def __repr__(self) -> str:
         return f"BestOfN({described(self.agent)}, {self.reward!r}, n={self.n})"
