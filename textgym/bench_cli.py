@@ -94,7 +94,8 @@ def _benchmark(settings: dict[str, Any], screen: Any) -> Path:
 
     if not isinstance(settings["out"], (str, Path)):
         raise ConfigurationError(f"out={settings['out']!r}; it is the name of a folder.")
-    agents = {name: _agent(spec, settings["tasks"]) for name, spec in _specs(settings.pop("agents")).items()}
+    tasks = settings["tasks"] if isinstance(settings["tasks"], (list, dict)) else ()  # what else it is, is said below
+    agents = {name: _agent(spec, tasks) for name, spec in _specs(settings.pop("agents")).items()}
     folder = Path(settings.pop("out"))
     with screen, _stoppable(screen, "Stopped. The same command goes on."):
         benchmark(agents, out=folder, monitor=screen, **settings)

@@ -201,13 +201,7 @@ def _by_task(name: str, agent: Agent | Mapping[str, Agent], plan: Benchmark) -> 
 def _open(path: Path, plan: Benchmark, agents: Mapping[str, Agent | Mapping[str, Agent]]) -> RunFolder:
     """The folder of this benchmark, with its configuration, whether it is new or not."""
     folder = RunFolder(path)
-    agents_described = {
-        name: {task: described(of_task) for task, of_task in agent.items()}
-        if isinstance(agent, Mapping)
-        else described(agent)
-        for name, agent in agents.items()
-    }
-    given = json.loads(json.dumps({**plan.description(), "agents": agents_described}))
+    given = json.loads(json.dumps({**plan.description(), "agents": plain(agents)}))
     if not (folder / CONFIG).is_file():
         RunFolder.check_free(path)
         path.mkdir(parents=True, exist_ok=True)
@@ -216,10 +210,9 @@ def _open(path: Path, plan: Benchmark, agents: Mapping[str, Agent | Mapping[str,
     config = _existing(path).config
     different = [name for name, value in given.items() if config.get(name) != value]
     if different:
-        was = {name: config.get(name) for name in different}
+        what = "; ".join(line for name in different for line in _differences(name, config.get(name), given[name]))
         raise ConfigurationError(
-            f"{path} holds a benchmark with other {', '.join(different)}: {_short(was)}, not "
-            f"{_short({name: given[name] for name in different})}. Name another folder."
+            f"{path} holds a benchmark with other {', '.join(different)}: {what}. Name another folder."
         )
     return folder
 
@@ -396,9 +389,12 @@ def _is_task(described: object) -> bool:
     return isinstance(described, dict) and isinstance(described.get("options"), dict) and "samples" in described
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 300 else f"{text[:300]} ..."
+def _differences(place: str, was: object, now: object) -> list[str]:
+    """Where two descriptions differ, and what was and is there."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        names = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+        return [line for name in names for line in _differences(f"{place}: {name}", was.get(name), now.get(name))]
+    return [f"{place} was {was!r:.300}, and is {now!r:.300}"]
 
 
 def _git_commit() -> str | None:

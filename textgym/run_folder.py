@@ -108,6 +108,8 @@ class RunFolder:
                 raise ConfigurationError(
                     f"another process is at work in {self.path}; wait until it has ended, or name another folder."
                 ) from error
+            except OSError:
+                pass  # a file system without locks
             yield
         finally:
             os.close(handle)

@@ -143,6 +143,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, arguments, message):
         ("out = 'x'\nagents = {a = ['random']}\ntasks = ['textgym/Copy-v0']", "not ['random']"),
         ("out = 'x'\nagents = {a = {type = ['random']}}\ntasks = ['textgym/Copy-v0']", "not ['random']"),
         ("out = 'x'\nagents = ['random']\ntasks = 'textgym/Copy-v0'", "list of ids"),
+        ("out = 'x'\nagents = ['m:{task}']\ntasks = 3", "list of ids"),
         ("out = 'x'\nagents = ['random']\nbatch = 0\ntasks = ['textgym/Copy-v0']", "batch=0"),
         ("out = 'x'\nagents = 3\ntasks = ['textgym/Copy-v0']", "agents"),
         ("out = 'x'\ntasks = ['textgym/Copy-v0']\n[agents.a]\ntype = 'modell'", "Did you mean 'model'"),

@@ -409,7 +409,7 @@ def test_another_reward_is_another_benchmark(tmp_path, monkeypatch, as_option):
 
     played(Abstain(wrong=-1.5))
     played(Abstain(wrong=-1.5))
-    with pytest.raises(ConfigurationError, match="other tasks"):
+    with pytest.raises(ConfigurationError, match=r"other tasks: .*wrong=-1.5.*and is .*wrong=-4.0"):
         played(Abstain(wrong=-4.0))
 
 
