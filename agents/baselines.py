@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.utils import get_device
 
-from textgym.agent import Agent, Observation, Reply, replies_to, total_usage
+from textgym.agent import Agent, Observation, Reply, check_agent, replies_to, total_usage
 from textgym.agents.playing import play_policy
 from textgym.agents.policies import CausalLMPolicy, source_and_tokenizer
 from textgym.agents.seq2seq import policy_class_of
@@ -20,7 +22,9 @@ from textgym.evaluation import episode_seed
 from textgym.rendering import Renderer, load_tokenizer
 from textgym.rewards import Reward, Score, as_reward
 from textgym.rewards.core import WHENS
+from textgym.setting import stop_position, stop_strings
 from textgym.task import Task
+from textgym.texts import described
 from textgym.vector_env import TokenVectorEnv
 
 __all__ = ["AlwaysAbstain", "BestOfN", "CausalLMAgent", "RandomAgent", "ReferenceAgent"]
@@ -35,6 +39,9 @@ class RandomAgent:
 
     def __init__(self, tokenizer: Any = None) -> None:
         self.tokenizer = load_tokenizer(tokenizer)
+
+    def __repr__(self) -> str:
+        return f"RandomAgent({described(self.tokenizer)})"
 
     def act(self, observations: Sequence[Observation]) -> list[str]:
         """A reply to each conversation."""
@@ -69,6 +76,9 @@ class ReferenceAgent:
 
     Where there are several turns, it plays the demonstration.
     """
+
+    def __repr__(self) -> str:
+        return "ReferenceAgent()"
 
     def act(self, observations: Sequence[Observation]) -> list[Reply]:
         """A reply to each conversation."""
@@ -113,6 +123,7 @@ class CausalLMAgent:
         device: str = "auto",
         **policy_kwargs: Any,
     ) -> None:
+        model = os.fspath(model) if isinstance(model, os.PathLike) else model
         self.name = model if isinstance(model, (str, type(None))) else type(model).__name__
         source, self.tokenizer = source_and_tokenizer(model, tokenizer)
         self.model = policy_class_of(source).load_model(source)
@@ -121,8 +132,9 @@ class CausalLMAgent:
         self._policies: dict[int, CausalLMPolicy] = {}  # by context
 
     def __repr__(self) -> str:
-        settings = "".join(f", {key}={value!r}" for key, value in self.policy_kwargs.items())
-        return f"CausalLMAgent({self.name!r}, deterministic={self.deterministic}{settings})"
+        settings = {"deterministic": self.deterministic, "max_context": self.max_context, **self.policy_kwargs}
+        what = [repr(self.name), described(self.model), described(self.tokenizer)]
+        return f"CausalLMAgent({', '.join(what)}, {', '.join(f'{k}={described(v)}' for k, v in settings.items())})"
 
     def act(self, observations: Sequence[Observation]) -> list[Reply]:
         """A reply to each conversation."""
@@ -163,10 +175,10 @@ class _Prompts(Task):
         if len(tasks) != 1:
             raise ConfigurationError("the conversations that an agent is shown at a time are about one task.")
         (task,) = tasks.values()
-        stop = (task.stop,) if isinstance(task.stop, str) else tuple(task.stop)
+        stop = stop_strings(task)
         self.stop = (*stop, *Renderer(tokenizer).message_stops) if task.is_multi_turn else stop
         self.max_new_tokens = task.max_new_tokens
-        self._samples = [replace(o.episode.sample, id=str(i)) for i, o in enumerate(observations)]
+        self._samples = [observation.episode.sample for observation in observations]
 
     def samples(self, split: str) -> list[Sample]:
         return self._samples
@@ -179,21 +191,24 @@ class BestOfN:
 
     Args:
         agent: Who is asked; one that replies at random.
-        reward: A reward or a plain function. None: the task's own, by which the reply is then judged as well, so that
-            it shows what could be had and not what an agent without references can do.
+        reward: A reward or a plain function. None: the one by which the reply is then judged as well, so that it shows
+            what could be had and not what an agent without references can do.
         n: How often.
 
     Raises:
-        ConfigurationError: ``n`` is less than 1.
+        ConfigurationError: ``n`` is less than 1, or the agent is none.
     """
 
     def __init__(self, agent: Agent, reward: Reward | Callable[..., Any] | None = None, n: int = 8) -> None:
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
             raise ConfigurationError(f"n={n!r}; it is a whole number, at least 1.")
+        check_agent(agent)
         self.agent, self.reward, self.n = agent, None if reward is None else as_reward(reward), n
+        if hasattr(agent, "at_a_time"):
+            self.at_a_time = max(1, agent.at_a_time // n)
 
     def __repr__(self) -> str:
-        return f"BestOfN({self.agent!r}, {'None' if self.reward is None else self.reward.name}, n={self.n})"
+        return f"BestOfN({described(self.agent)}, {self.reward!r}, n={self.n})"
 
     def act(self, observations: Sequence[Observation]) -> list[Reply]:
         """A reply to each conversation; a failure where none could be scored."""
@@ -205,13 +220,10 @@ class BestOfN:
 
     def _scores(self, asked: Sequence[Observation], replies: Sequence[Reply]) -> list[tuple[float, str]]:
         """The worth of each conversation if it ended with the reply, and whether it could be had."""
-        episodes = [
-            Episode(o.episode.sample, [*o.episode.turns, Turn("assistant", reply.text)], reply.stop_reason, o.seed)
-            for o, reply in zip(asked, replies, strict=True)
-        ]
+        episodes = [_ended(o, reply) for o, reply in zip(asked, replies, strict=True)]
         answered = [row for row, reply in enumerate(replies) if reply.failure is None]
         found: dict[int, list[Score]] = {}
-        reward = self.reward or as_reward(asked[0].task.reward)  # type: ignore[arg-type]  # a task without is not played
+        reward = self.reward or asked[0].reward or as_reward(asked[0].task.reward)  # type: ignore[arg-type]
         for when in WHENS:
             if when in reward.whens:
                 ask(reward, when, answered, episodes, found)
@@ -225,3 +237,14 @@ class BestOfN:
         if not scored:
             return Reply(failure=f"none of {self.n} replies could be scored: {scores[0][1]}")
         return replace(replies[-max(scored)[1]], usage=total_usage(reply.usage for reply in replies))
+
+
+def _ended(observation: Observation, reply: Reply) -> Episode:
+    """The conversation as it would be if it ended with the reply."""
+    episode, task = observation.episode, observation.task
+    stop = stop_position(reply.text, stop_strings(task))
+    reason = reply.stop_reason if stop is None else "stop_string"
+    if task.is_multi_turn and reason not in ("length", "context"):
+        reason = "task"
+    turns = [*episode.turns, Turn("assistant", reply.text[:stop])]
+    return Episode(episode.sample, turns, reason, episode.seed, state=copy.deepcopy(episode.state))

@@ -14,7 +14,6 @@ this very split.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +29,7 @@ from textgym.comparison import clustered_mean
 from textgym.evaluation import play
 from textgym.plotting import COLOURS
 from textgym.rewards import Abstain
+from textgym.run_folder import EPISODES, RunFolder
 
 ENV = "textgym/KnowledgeQA-v0"
 EXAMPLE = Path(__file__).parent.parent / "examples" / "hallucination.py"
@@ -47,10 +47,10 @@ Rows = list[dict[str, Any]]
 
 
 def run(folder: Path, seed: int, *options: str) -> Rows:
-    """The episodes of one run of the example, in order of the samples."""
+    """The scored episodes of one run of the example, in order of the samples."""
     subprocess.run([sys.executable, EXAMPLE, "--out", folder, "--seed", str(seed), *options], check=True)
-    lines = (folder / "benchmark" / "episodes.jsonl").read_text().splitlines()
-    return sorted(map(json.loads, lines), key=lambda row: row["index"])
+    rows = RunFolder(folder / "benchmark").read_lines(EPISODES)
+    return sorted((row for row in rows if row["status"] == "ok"), key=lambda row: row["index"])
 
 
 def row_of(name: str, rows: Rows) -> str:

@@ -15,9 +15,9 @@ the questions that is answered. What is there already is not repeated.
 from __future__ import annotations
 
 import argparse
-import json
+import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -37,6 +37,7 @@ from textgym.agents.run_settings import LinearDecay, freeze
 from textgym.envs.knowledge_qa import ABSTENTION, KnowledgeQA
 from textgym.evaluation import evenly_spaced
 from textgym.rewards import Abstain, RewardModel
+from textgym.run_folder import EPISODES, RunFolder
 
 ENV = "textgym/KnowledgeQA-v0"
 SHOWN = ("accuracy/known", "hallucination_rate/known", "hallucination_rate/unknown", "abstention_rate/unknown")
@@ -161,14 +162,20 @@ def trained(out: Path, options: argparse.Namespace) -> dict[str, Agent]:
 
 def figures(out: Path) -> dict[str, dict[str, float]]:
     """By agent the reward and the shares of right answers, of made-up ones and of abstentions."""
-    rows = [json.loads(line) for line in (out / "episodes.jsonl").read_text().splitlines()]
+    rows = RunFolder(out).read_lines(EPISODES)
     table: dict[str, dict[str, float]] = {}
     for agent in dict.fromkeys(row["agent"] for row in rows):
         own = [row for row in rows if row["agent"] == agent and row["status"] == "ok"]
-        table[agent] = {"reward": fmean(row["reward"] for row in own)}
+        table[agent] = {"reward": mean(row["reward"] for row in own)}
         for name in SHOWN:
-            table[agent][name] = fmean(row["metrics"][name] for row in own if name in row["metrics"])
+            table[agent][name] = mean(row["metrics"][name] for row in own if name in row["metrics"])
     return table
+
+
+def mean(values: Iterable[float]) -> float:
+    """NaN of nothing, as where an agent has failed everywhere."""
+    values = list(values)
+    return fmean(values) if values else math.nan
 
 
 def main() -> None:

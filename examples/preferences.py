@@ -52,6 +52,7 @@ from textgym.agents import (
 from textgym.benchmark_report import difference
 from textgym.hashing import hashed_share
 from textgym.rewards import RewardModel
+from textgym.run_folder import EPISODES, RunFolder
 
 ENV = "example/Preferences-v0"
 REWARDS = ("reward_model", "judge")
@@ -282,7 +283,7 @@ def report(args: argparse.Namespace, out: Path, data: Data) -> None:
     textgym.benchmark(
         agents(out), {ENV: {"reward": probability(out / "judge")}}, out=folder, episodes=args.episodes, seeds=1
     )
-    rows = [json.loads(line) for line in (folder / "episodes.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = RunFolder(folder).read_lines(EPISODES)
     of = {name: [row for row in rows if row["agent"] == name] for name in dict.fromkeys(row["agent"] for row in rows)}
     for one, other in COMPARED:
         if one in of and other in of:

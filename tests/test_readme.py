@@ -1,5 +1,6 @@
 """The README's Python blocks run as they stand, and print what it says; the examples run too."""
 
+import math
 import re
 import runpy
 import subprocess
@@ -7,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from textgym.run_folder import EPISODES, RunFolder
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(  # code, and what it prints where that follows
@@ -37,6 +40,14 @@ def test_example_runs(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(path), *SMALLER.get(path.stem, [])])
     runpy.run_path(str(path), run_name="__main__")
+
+
+def test_the_figures_of_hallucination_bear_any_reply_and_an_agent_that_failed(tmp_path):
+    row = {"agent": "a", "status": "ok", "reward": 1.0, "metrics": {}, "turns": [{"text": "one\u2028two\x85"}]}
+    RunFolder(tmp_path).write_lines(EPISODES, [row, {**row, "agent": "b", "status": "down", "reward": None}])
+    figures = runpy.run_path(str(ROOT / "examples" / "hallucination.py"))["figures"](tmp_path)
+    assert figures["a"]["reward"] == 1.0
+    assert all(math.isnan(value) for value in figures["b"].values())
 
 
 def test_readme_opens_with_the_two_commands():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,13 +50,17 @@ def bench(
 
     with errors_as_lines():
         screen = make_screen()
+        numbers = {"episodes": episodes, "seeds": seeds, "split": split, "batch": batch, "out": out}
+        lists = {"agents": agents and _named(agents), "tasks": tasks and _listed(tasks)}
+        given = {name: value for name, value in {**numbers, **lists}.items() if value is not None}
         if rescore is not None:
-            folder = _rescore(rescore, reward, screen)
+            folder = _rescore(rescore, reward, [*given, *(["config"] if config is not None else [])], screen)
+        elif reward is not None:
+            raise ConfigurationError(
+                f"--reward {reward} is for --rescore DIR; tasks are played with their own rewards."
+            )
         else:
-            given = {"episodes": episodes, "seeds": seeds, "split": split, "batch": batch, "out": out}
-            lists = {"agents": agents and _named(agents), "tasks": tasks and _listed(tasks)}
-            settings = DEFAULTS | _read(config) | {name: value for name, value in {**given, **lists}.items() if value}
-            folder = _benchmark(settings, screen)
+            folder = _benchmark(DEFAULTS | _read(config) | given, screen)
         screen.console.print(Markdown((folder / "table.md").read_text(encoding="utf-8")))
         screen.console.print(Text(f"Everything is in {folder}."))
 
@@ -87,11 +92,23 @@ def _benchmark(settings: dict[str, Any], screen: Any) -> Path:
         raise ConfigurationError(f"there is no setting {', '.join(map(repr, sorted(unknown)))} of a benchmark.")
     from textgym.benchmarking import benchmark
 
-    agents = {name: _agent(spec, settings["tasks"]) for name, spec in _specs(settings.pop("agents")).items()}
+    if not isinstance(settings["out"], (str, Path)):
+        raise ConfigurationError(f"out={settings['out']!r}; it is the name of a folder.")
+    tasks = settings["tasks"] if isinstance(settings["tasks"], (list, dict)) else ()  # what else it is, is said below
+    agents = {name: _agent(spec, tasks) for name, spec in _specs(settings.pop("agents")).items()}
     folder = Path(settings.pop("out"))
-    with screen:
+    with screen, _stoppable(screen, "Stopped. The same command goes on."):
         benchmark(agents, out=folder, monitor=screen, **settings)
     return folder
+
+
+@contextmanager
+def _stoppable(screen: Any, message: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        screen.console.print(Text(message, style="yellow"))
+        raise typer.Exit(130) from None
 
 
 def _agent(spec: Any, tasks: Iterable[str]) -> Any:
@@ -104,14 +121,16 @@ def _agent(spec: Any, tasks: Iterable[str]) -> Any:
     return agent_of(spec)
 
 
-def _rescore(folder: Path, reward: str | None, screen: Any) -> Path:
+def _rescore(folder: Path, reward: str | None, beside: list[str], screen: Any) -> Path:
+    if beside:
+        raise ConfigurationError(f"--rescore plays nothing; leave out {', '.join(f'--{name}' for name in beside)}.")
     if reward is None:
         raise ConfigurationError("--rescore needs the new reward: --reward module:function.")
     from textgym.benchmarking import rescore
     from textgym.cli import reward_of
 
     name = reward.replace(":", ".")
-    with screen:
+    with screen, _stoppable(screen, "Stopped. Nothing was changed."):
         rescore(folder, reward_of(reward), name, screen)
     return folder / "rescored" / name
 
@@ -122,17 +141,28 @@ def _specs(agents: Any) -> dict[str, Any]:
         return dict(agents)
     if not isinstance(agents, list) or not all(isinstance(agent, str) for agent in agents):
         raise ConfigurationError(f"agents are a table by name or a list of texts, not {agents!r}.")
-    return {agent: agent for agent in agents}
+    return _by_name((agent, agent) for agent in agents)
+
+
+def _by_name(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, spec in pairs:
+        if not name or not spec:
+            raise ConfigurationError(f"an agent is given as AGENT or NAME=AGENT, not {f'{name}={spec}'!r}.")
+        if name in found:
+            raise ConfigurationError(f"there are two agents of the name {name!r}; name them: NAME=AGENT.")
+        found[name] = spec
+    return found
 
 
 def _named(text: str) -> dict[str, str]:
     """``"a,b=best-of-4:c"`` by name."""
-    found: dict[str, str] = {}
-    for part in _parts(text):
+
+    def pair(part: str) -> tuple[str, str]:
         name, equals, spec = part.partition("=")
-        is_named = equals and "/" not in name and ":" not in name
-        found[name if is_named else part] = spec if is_named else part
-    return found
+        return (name, spec) if equals and "/" not in name and ":" not in name else (part, part)
+
+    return _by_name(map(pair, _parts(text)))
 
 
 def _listed(text: str) -> list[str]:

@@ -13,14 +13,15 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
-from textgym.benchmark_report import Row, Summary, short_name
-from textgym.evaluation import wilson_interval
+from textgym.benchmark_report import Row, Summary, short_names
+from textgym.comparison import clustered_mean
 from textgym.plotting import COLOURS, MARKERS, TITLE
 from textgym.run_folder import VALIDATION, RunFolder
 
 __all__ = ["plot_benchmark"]
 
 COLUMNS = 4  # panels side by side
+LABEL = 40  # characters of an agent's name
 Draw = Callable[[Axes, str], list[str]]  # the agents that it has drawn
 
 
@@ -68,7 +69,7 @@ def plot_benchmark(
         return _draw_curves(axes, {a: runs[a][task] for a in agents if task in runs.get(a, {})}, styles)
 
     drawn = {"rewards": rewards, "lengths": lengths, "coverage": coverage, "curves": curves}
-    paths = (_picture(folder, f"{name}.png", tasks, draw, styles) for name, draw in drawn.items())
+    paths = (_picture(folder, f"{name}.png", short_names(tasks), draw, styles) for name, draw in drawn.items())
     return [path for path in paths if path is not None]
 
 
@@ -77,7 +78,7 @@ def _style(number: int) -> dict[str, Any]:
 
 
 def _picture(
-    folder: RunFolder, name: str, tasks: Sequence[str], draw: Draw, styles: Mapping[str, dict[str, Any]]
+    folder: RunFolder, name: str, tasks: Mapping[str, str], draw: Draw, styles: Mapping[str, dict[str, Any]]
 ) -> Path | None:
     """A panel for each task that has something to show; None, and no picture, where none has."""
     drawn = {task: agents for task in tasks if (agents := draw(Figure().subplots(), task))}
@@ -89,7 +90,7 @@ def _picture(
     panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axes, task in zip(panels, drawn, strict=False):
         draw(axes, task)
-        axes.set_title(short_name(task), **TITLE)
+        axes.set_title(tasks[task], **TITLE)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(visible=True, color="#e6e9ee", linewidth=0.8)
         axes.set_axisbelow(True)
@@ -97,10 +98,18 @@ def _picture(
     for axes in panels[len(drawn) :]:
         axes.set_visible(False)
     shown = [agent for agent in styles if any(agent in agents for agents in drawn.values())]
-    handles = [panels[0].plot([], [], linestyle="", label=agent, **styles[agent])[0] for agent in shown]
-    figure.legend(handles=handles, loc="outside upper left", ncols=2 * columns, frameon=False, fontsize=9)
+    _add_legend(figure, panels[0], {agent: styles[agent] for agent in shown}, 2 * columns)
     folder.replace(name, lambda path: figure.savefig(path, dpi=130))
     return folder / name
+
+
+def _add_legend(figure: Figure, axes: Axes, styles: Mapping[str, dict[str, Any]], columns: int) -> None:
+    handles = [axes.plot([], [], linestyle="", **style)[0] for style in styles.values()]
+    stand_ins = list(map(str, range(len(styles))))  # a label that begins with "_" would be left out
+    layout: dict[str, Any] = {"loc": "outside upper left", "ncols": columns, "frameon": False, "fontsize": 9}
+    for text, agent in zip(figure.legend(handles, stand_ins, **layout).get_texts(), styles, strict=True):
+        text.set_parse_math(False)  # a name with dollars is no formula
+        text.set_text(agent if len(agent) <= LABEL else f"{agent[:LABEL]}…")
 
 
 def _draw_rewards(axes: Axes, estimates: Mapping[str, Any], styles: Mapping[str, dict[str, Any]]) -> list[str]:
@@ -150,8 +159,8 @@ def _coverage(rows: Sequence[Row]) -> tuple[float, dict[str, float]] | None:
     """The share answered, and the share of right ones among the answers with its 95% interval; None without any."""
     if not rows or not all({"accuracy", "abstention_rate"} <= row["metrics"].keys() for row in rows):
         return None
-    answered = [row["metrics"]["accuracy"] for row in rows if not row["metrics"]["abstention_rate"]]
+    answered = [row for row in rows if not row["metrics"]["abstention_rate"]]
     if not answered:
         return None
-    low, high = wilson_interval(sum(answered), len(answered))
-    return len(answered) / len(rows), {"value": fmean(answered), "low": low, "high": high}
+    right = [row["metrics"]["accuracy"] for row in answered]
+    return len(answered) / len(rows), clustered_mean(right, [row["index"] for row in answered])

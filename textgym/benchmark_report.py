@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -12,8 +12,19 @@ from textgym.agent import total_usage
 from textgym.comparison import clustered_mean, normalised, paired_difference
 from textgym.evaluation import Estimate
 from textgym.plotting import headline
+from textgym.texts import excerpt
 
-__all__ = ["RANDOM", "REFERENCE", "Row", "Summary", "difference", "markdown", "short_name", "summarise_rows"]
+__all__ = [
+    "RANDOM",
+    "REFERENCE",
+    "Row",
+    "Summary",
+    "difference",
+    "markdown",
+    "short_name",
+    "short_names",
+    "summarise_rows",
+]
 
 RANDOM, REFERENCE = "random", "reference"
 """The agents whose rewards are 0 and 1 on the normalised scale."""
@@ -21,6 +32,7 @@ Row = dict[str, Any]
 """An episode, as ``episodes.jsonl`` holds it."""
 Summary = dict[str, Any]
 """What ``summary.json`` holds."""
+SHOWN = 5  # reasons of failures, of an agent on a task
 
 
 def summarise_rows(rows: Sequence[Row], agents: Sequence[str], preferred: Mapping[str, Sequence[str]]) -> Summary:
@@ -39,7 +51,14 @@ def summarise_rows(rows: Sequence[Row], agents: Sequence[str], preferred: Mappin
         task: _main_metric([row for a in agents for row in of[a, task]], names) for task, names in preferred.items()
     }
     figures = {agent: {task: _figures(of[agent, task], main[task]) for task in preferred} for agent in agents}
-    summary: Summary = {"main_metrics": main, "agents": figures, "normalised": _normalised(figures)}
+    over = _comparable(figures)
+    normalised_means = {agent: fmean(_score(figures, agent, task) for task in over) for agent in figures if over}
+    summary: Summary = {
+        "main_metrics": main,
+        "agents": figures,
+        "normalised": normalised_means,
+        "normalised_over": over,
+    }
     if len(agents) == 2:
         summary["differences"] = {task: difference(of[agents[0], task], of[agents[1], task]) for task in preferred}
     return summary
@@ -53,10 +72,12 @@ def _main_metric(rows: Sequence[Row], preferred: Sequence[str]) -> str | None:
 def _figures(rows: Sequence[Row], metric: str | None) -> dict[str, Any]:
     """Of one agent on one task: estimates, and how many episodes failed for which reasons."""
     scored = [row for row in rows if row["status"] == "ok"]
+    reasons = Counter(excerpt(row["status"]) for row in rows if row["status"] != "ok").most_common()
     found: dict[str, Any] = {
         "episodes": len(rows),
         "failed": len(rows) - len(scored),
-        "reasons": dict(Counter(row["status"] for row in rows if row["status"] != "ok").most_common()),
+        "reasons": dict(reasons[:SHOWN]),
+        "other_reasons": sum(count for _, count in reasons[SHOWN:]),
         "usage": total_usage(row["usage"] for row in rows),
     }
     measured = [row for row in scored if metric in row["metrics"]]
@@ -71,20 +92,17 @@ def _estimate(rows: Sequence[Row], value: Callable[[Row], float]) -> Estimate:
     return clustered_mean([value(row) for row in rows], [row["index"] for row in rows])
 
 
-def _normalised(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Each agent's mean over tasks of its reward, random's being 0 and the reference's 1; empty without these two.
-
-    A task counts where all agents have a reward, and the reference another one than random.
-    """
+def _comparable(figures: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The tasks of the normalised mean: all agents have a reward, and the reference a higher one than random."""
     if RANDOM not in figures or REFERENCE not in figures:
-        return {}
+        return []
+    return [task for task in figures[RANDOM] if all(math.isfinite(_score(figures, agent, task)) for agent in figures)]
 
-    def score(agent: str, task: str) -> float:
-        values = (figures[name][task].get("reward", {}).get("value", math.nan) for name in (agent, RANDOM, REFERENCE))
-        return normalised(*values)
 
-    tasks = [task for task in figures[RANDOM] if all(math.isfinite(score(agent, task)) for agent in figures)]
-    return {agent: fmean(score(agent, task) for task in tasks) for agent in figures} if tasks else {}
+def _score(figures: Mapping[str, Mapping[str, Any]], agent: str, task: str) -> float:
+    """An agent's reward, random's being 0 and the reference's 1."""
+    values = (figures[name][task].get("reward", {}).get("value", math.nan) for name in (agent, RANDOM, REFERENCE))
+    return normalised(*values)
 
 
 def difference(first: Sequence[Row], second: Sequence[Row]) -> Estimate | None:
@@ -99,37 +117,51 @@ def difference(first: Sequence[Row], second: Sequence[Row]) -> Estimate | None:
 
 def markdown(summary: Summary) -> str:
     """Rewards and main metrics, tasks by agents, with 95% intervals; what failed and why."""
-    figures, main = summary["agents"], summary["main_metrics"]
-    parts = [_table("reward", {task: short_name(task) for task in main}, figures, "reward", summary["normalised"])]
-    titles = {task: f"{short_name(task)}: {metric}" for task, metric in main.items() if metric is not None}
+    figures, main, names = summary["agents"], summary["main_metrics"], short_names(summary["main_metrics"])
+    parts = [_table("reward", names, figures, "reward") + _normalised_row(summary, names)]
+    titles = {task: f"{names[task]}: {metric}" for task, metric in main.items() if metric is not None}
     if titles:
         parts.append(_table("main metric", titles, figures, "metric"))
     lines = [
-        f"{short_name(task)}: {' less '.join(figures)} {_cell(estimate)}, p = {estimate['p']:.4f}"
+        f"{names[task]}: {' less '.join(figures)} {_cell(estimate)}, p = {estimate['p']:.4f}"
         for task, estimate in summary.get("differences", {}).items()
         if estimate is not None
     ]
-    lines += [
-        f"{agent}, {short_name(task)}: {count} of {of_task['episodes']} episodes failed: {_code(reason)}"
-        for agent, by_task in figures.items()
-        for task, of_task in by_task.items()
-        for reason, count in of_task["reasons"].items()
-    ]
+    for agent, by_task in figures.items():
+        for task, found in by_task.items():
+            reasons = [(count, f": {_code(reason)}") for reason, count in found["reasons"].items()]
+            others = [(found["other_reasons"], " for other reasons")] if found["other_reasons"] else []
+            lines += [
+                f"{agent}, {names[task]}: {count} of {found['episodes']} episodes failed{why}"
+                for count, why in [*reasons, *others]
+            ]
     return "\n".join([*parts, *(f"- {line}\n" for line in lines)])
 
 
-def _table(
-    title: str,
-    tasks: Mapping[str, str],
-    figures: Mapping[str, Mapping[str, Any]],
-    which: str,
-    last: Mapping[str, float] | None = None,
-) -> str:
+def _table(title: str, tasks: Mapping[str, str], figures: Mapping[str, Mapping[str, Any]], which: str) -> str:
     rows = [[name, *(_cell(by_task[task].get(which)) for by_task in figures.values())] for task, name in tasks.items()]
-    if last:
-        rows.append(["**normalised mean**", *(f"{last[agent]:.2f}" for agent in figures)])
-    lines = [[title, *figures], ["---"] * (1 + len(figures)), *rows]
-    return "".join(f"| {' | '.join(map(_escaped, line))} |\n" for line in lines)
+    return "".join(map(_line, [[title, *figures], ["---"] * (1 + len(figures)), *rows]))
+
+
+def _normalised_row(summary: Summary, names: Mapping[str, str]) -> str:
+    """Empty where there is no normalised mean; it says of which tasks where that is not all of them."""
+    over = summary["normalised_over"]
+    if not over:
+        return ""
+    some = "" if len(over) == len(names) else f" over {len(over)} of {len(names)} tasks: "
+    title = f"**normalised mean**{some}{', '.join(names[task] for task in over) if some else ''}"
+    return _line([title, *(f"{mean:.2f}" for mean in summary["normalised"].values())])
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(map(_escaped, cells))} |\n"
+
+
+def short_names(tasks: Iterable[str]) -> dict[str, str]:
+    """The tasks' short names; the whole id where several have the same."""
+    tasks = list(tasks)
+    count = Counter(map(short_name, tasks))
+    return {task: short_name(task) if count[short_name(task)] == 1 else task for task in tasks}
 
 
 def short_name(task: str) -> str:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from textgym.errors import ConfigurationError
+from textgym.texts import whole
 
 if TYPE_CHECKING:
     import ssl
@@ -29,6 +30,7 @@ __all__ = ["ChatEndpoint", "ChatFailure", "Completion"]
 
 MAX_PAUSE = 60.0  # seconds before a question is asked again
 MAX_ANSWER = 2**20  # bytes
+MAX_COUNT = 2**53  # tokens; more is no count
 MAX_QUOTE = 200  # characters of somebody else's words in a reason
 
 Result = TypeVar("Result")
@@ -50,7 +52,16 @@ class Completion:
 
 
 class ChatFailure(Exception):
-    """There is no answer, for this reason."""
+    """There is no answer, for this reason.
+
+    Args:
+        reason: The reason.
+        usage: What the endpoint counted all the same.
+    """
+
+    def __init__(self, reason: str, usage: Mapping[str, int] | None = None) -> None:
+        super().__init__(reason)
+        self.usage: Mapping[str, int] = usage or {}
 
 
 class _PassingFailure(ChatFailure):
@@ -179,21 +190,21 @@ class ChatEndpoint:
             return response.status_code, wait, answer.decode("utf-8", "replace")
 
     def _content(self, answer: str) -> Completion:
+        usage: dict[str, int] = {}
         try:
             data = json.loads(answer)
             usage = self._count(data.get("usage"))
             (choice, *_) = data["choices"]
             content, finish_reason = choice["message"]["content"], choice.get("finish_reason")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ChatFailure(f"the answer is no chat completion: {self.quoted(answer)}") from error
+            raise ChatFailure(f"the answer is no chat completion: {self.quoted(answer)}", usage) from error
         if not isinstance(content, str):
-            raise ChatFailure(f"the model gave no text: {self.quoted(answer)}")
-        text = self._without_key(content).encode("utf-8", "replace").decode()  # JSON may hold half a character
-        return Completion(text, finish_reason, usage)
+            raise ChatFailure(f"the model gave no text: {self.quoted(answer)}", usage)
+        return Completion(whole(self._without_key(content)), finish_reason, usage)  # JSON may hold half a character
 
     def _count(self, usage: Any) -> dict[str, int]:
         counted = {name: usage.get(name) if isinstance(usage, dict) else None for name in self.usage}
-        numbers = {name: n if isinstance(n, int) else 0 for name, n in counted.items()}
+        numbers = {name: n if type(n) is int and 0 <= n < MAX_COUNT else 0 for name, n in counted.items()}
         self.usage.update(numbers)
         return numbers
 
@@ -225,7 +236,10 @@ def _certificates() -> ssl.SSLContext:
 
 
 def _endpoint(base_url: str) -> str:
-    parts = urlsplit(base_url)
+    try:
+        parts = urlsplit(base_url)
+    except ValueError as error:
+        raise ConfigurationError(f"base_url={base_url!r} is no address: {error}.") from error
     if parts.username or parts.password:
         raise ConfigurationError("base_url holds a user name or a password; give a key as api_key.")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:

@@ -168,6 +168,9 @@ def evaluate(
             dtype=dtype, options=dict(map(_option, options or ())),
         )  # fmt: skip
         screen = _Screen()
+        if out is not None:  # what cannot be written is found before the work is done
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.open("a").close()
         with screen:
             summary = _evaluate(settings, split, sample, screen)
         screen.console.print(
@@ -175,7 +178,6 @@ def evaluate(
         )
         if out is not None:
             content = {"env": env, "model": model, "split": split, "sample": sample, "seed": seed, "metrics": summary}
-            out.parent.mkdir(parents=True, exist_ok=True)
             out.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -303,7 +305,7 @@ def _console() -> Console:
 
 @contextmanager
 def errors_as_lines() -> Iterator[None]:
-    """What textgym raises on purpose is one red line and exit code 2."""
+    """What textgym raises on purpose, or for a file or a module that cannot be read: one red line and exit code 2."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         from transformers.utils import logging
@@ -311,7 +313,7 @@ def errors_as_lines() -> Iterator[None]:
         logging.disable_progress_bar()
         logging.set_verbosity_error()  # else each best epoch's weights come with a warning of their tied head
         yield
-    except TextGymError as error:
+    except (TextGymError, OSError, SyntaxError) as error:
         line = " ".join(str(error).split())
         Console(stderr=True, soft_wrap=True).print(Text.assemble(("Error: ", "bold red"), (line, "red")))
         raise typer.Exit(2) from None

@@ -66,19 +66,19 @@ def paired_difference(
     estimate = clustered_mean(differences, clusters, seed=seed)
     sums, _ = _by_cluster(differences, clusters)
     rng = np.random.default_rng(seed)
-    as_far = 0
+    as_far, rounding = 0, 1e-12 * np.abs(sums).sum()
     for _ in range(PERMUTATIONS // BLOCK):
         signs = 2 * rng.integers(2, size=(BLOCK, len(sums))) - 1
-        as_far += int((np.abs(signs @ sums) >= abs(sums.sum()) - 1e-12).sum())
+        as_far += int((np.abs(signs @ sums) >= abs(sums.sum()) - rounding).sum())
     return {**estimate, "p": (1 + as_far) / (1 + PERMUTATIONS)}
 
 
 def normalised(value: float, random: float, reference: float) -> float:
-    """A score on the scale on which the random agent's is 0 and the reference's is 1; NaN where these are the same.
+    """A score on the scale on which the random agent's is 0 and the reference's is 1; NaN where that is no better.
 
     Source: Mnih et al., "Human-level control through deep reinforcement learning", 2015, the human-normalised score.
     """
-    return (value - random) / (reference - random) if reference != random else float("nan")
+    return (value - random) / (reference - random) if reference > random else float("nan")
 
 
 def _by_cluster(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:

@@ -12,9 +12,10 @@ from textgym.episode import Episode, StopReason, Turn
 from textgym.errors import ConfigurationError
 from textgym.rewards import Reward, Score
 from textgym.rewards.core import When
-from textgym.setting import Setting
+from textgym.setting import Setting, stop_position
+from textgym.texts import whole
 
-__all__ = ["add_scores", "ask", "close_turn", "outcome", "take_replies", "transcript"]
+__all__ = ["add_scores", "ask", "close_turn", "outcome", "score_turns", "take_reply", "transcript"]
 
 
 def close_turn(
@@ -37,38 +38,36 @@ def close_turn(
             f"{type(setting.task).__name__}.respond returned {answer!r} ({type(answer).__name__}); it returns the "
             "environment's next message, a str, or None to end the episode."
         )
-    return answer
+    return None if answer is None else whole(answer)
 
 
-def take_replies(
-    setting: Setting,
-    episodes: Sequence[Episode],
-    replies: Sequence[tuple[str, StopReason]],
-    rngs: Sequence[np.random.Generator],
-) -> list[tuple[float, str]]:
-    """A turn of several conversations without tokens: the agent's replies, the environment's answers, the scores.
-
-    Each moment's scores are asked for once for all. A reward that is asked after each token is asked once a turn.
+def take_reply(setting: Setting, episode: Episode, text: str, reason: StopReason, rng: np.random.Generator) -> None:
+    """The agent's reply in a conversation without tokens, and the environment's answer or the end.
 
     Args:
-        setting: Of all of them.
-        episodes: Under way.
-        replies: The agent's text in each, and why it ended there.
-        rngs: The environment's chance in each.
+        setting: The episode's.
+        episode: Under way.
+        text: What the agent says.
+        reason: Why it ended there.
+        rng: The environment's chance.
+    """
+    stop = stop_position(text, setting.stop)
+    answer = close_turn(setting, episode, text[:stop], reason if stop is None else "stop_string", rng)
+    if answer is not None:
+        episode.turns.append(Turn("user", answer))
+
+
+def score_turns(setting: Setting, episodes: Sequence[Episode]) -> list[tuple[float, str]]:
+    """The scores that are due after a turn of these conversations, of one setting.
+
+    Each moment's are asked for once for all. A reward that is asked after each token is asked once a turn.
 
     Returns:
         The reward of each one's step, 0.0 if it could not be scored, and its status.
     """
-    over = []
-    for episode, (text, reason), rng in zip(episodes, replies, rngs, strict=True):
-        stop = setting.stop_position(text)
-        answer = close_turn(setting, episode, text[:stop], reason if stop is None else "stop_string", rng)
-        if answer is not None:
-            episode.turns.append(Turn("user", answer))
-        over.append(answer is None)
     scores: dict[int, list[Score]] = {}
     for when in setting.whens:
-        rows = [row for row in range(len(episodes)) if when != "episode" or over[row]]
+        rows = [row for row, episode in enumerate(episodes) if when != "episode" or episode.stop_reason is not None]
         ask(setting.reward, when, rows, episodes, scores)
     return [add_scores(episode, scores.get(row, ())) for row, episode in enumerate(episodes)]
 

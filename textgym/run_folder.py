@@ -7,17 +7,23 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from textgym.errors import ConfigurationError
 
+if sys.platform != "win32":
+    import fcntl
+
 __all__ = ["CONFIG", "EPISODES", "PROGRESS", "RESULTS", "STATE", "VALIDATION", "RunFolder", "data_sha256", "versions"]
 
 CONFIG, STATE, RESULTS = "config.json", "state.json", "results.json"
 EPISODES, PROGRESS, VALIDATION = "episodes.jsonl", "progress.csv", "validation.jsonl"
+PARTIAL = ".partial"  # in the name of a file that is being written
 PACKAGES = ("textgym", "torch", "transformers", "stable-baselines3", "gymnasium", "numpy", "peft")
 
 
@@ -67,7 +73,7 @@ class RunFolder:
     def check_free(path: str | os.PathLike[str]) -> None:
         """Raises ConfigurationError where something is in the folder."""
         path = Path(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(PARTIAL not in entry.suffixes for entry in path.iterdir())):
             hint = f"go on with it: --resume {path}, or " if (path / CONFIG).is_file() else ""
             raise ConfigurationError(f"{path} exists and is not empty; {hint}name another folder: --out DIR.")
 
@@ -83,6 +89,30 @@ class RunFolder:
             if not (folder.path / name).is_file():
                 raise ConfigurationError(f"{path} holds no training run: there is no {name} in it.")
         return folder
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Inside, no other process can be here, where the system can lock a folder.
+
+        Raises:
+            ConfigurationError: Another one is.
+        """
+        if sys.platform == "win32":
+            yield
+            return
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigurationError(
+                    f"another process is at work in {self.path}; wait until it has ended, or name another folder."
+                ) from error
+            except OSError:
+                pass  # a file system without locks
+            yield
+        finally:
+            os.close(handle)
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -124,12 +154,16 @@ class RunFolder:
         self.replace(name, lambda path: path.write_text(text, encoding="utf-8"))
 
     def read_lines(self, name: str) -> list[dict[str, Any]]:
-        """The objects of a JSONL file; none where there is no such file."""
+        """The objects of a JSONL file; none where there is no such file.
+
+        Raises:
+            ConfigurationError: A line is no JSON object.
+        """
         path = self.path / name
         if not path.is_file():
             return []
-        with path.open(encoding="utf-8") as file:  # str.splitlines would also end lines at U+2028, which JSON may hold
-            return [json.loads(line) for line in file]
+        with path.open("rb") as file:  # str.splitlines would also end lines at U+2028, which JSON may hold
+            return [_object(line, f"{path}, line {number}") for number, line in enumerate(file, 1)]
 
     def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replaces a JSONL file."""
@@ -140,7 +174,7 @@ class RunFolder:
         """Writes a file under another name, and gives it its own when it is whole."""
         target = self.path / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f"{target.stem}.partial{target.suffix}")
+        temporary = target.with_name(f"{target.stem}{PARTIAL}{target.suffix}")
         write(temporary)
         os.replace(temporary, target)
 
@@ -161,3 +195,13 @@ class RunFolder:
                 csv.writer(file, lineterminator="\n").writerows([header, *kept])
 
         self.replace(PROGRESS, write)
+
+
+def _object(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        found = json.loads(line.decode("utf-8"))
+    except ValueError as error:
+        raise ConfigurationError(f"{place} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigurationError(f"{place} holds a {type(found).__name__}, not a JSON object.")
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 import os
 import warnings
@@ -22,12 +23,22 @@ from textgym.task import Task
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["MAX_CONTEXT", "Setting", "TokenSetting"]
+__all__ = ["MAX_CONTEXT", "Setting", "TokenSetting", "stop_position", "stop_strings"]
 
 MAX_CONTEXT = 1024
 """The default context, where the tokenizer allows as much: every stored observation is as wide as the context."""
 
 SHOWN = 3  # prompts that are too long, in an error
+
+
+def stop_strings(task: Task) -> tuple[str, ...]:
+    """Those of the task."""
+    return (task.stop,) if isinstance(task.stop, str) else tuple(task.stop)
+
+
+def stop_position(text: str, stop: Iterable[str]) -> int | None:
+    """Where the first of the stop strings in the text begins, None if there is none."""
+    return min((at for at in map(text.find, stop) if at >= 0), default=None)
 
 
 class Setting:
@@ -37,18 +48,33 @@ class Setting:
         task: The task.
         reward: A reward, or a plain function; the task's own where None.
         split: Which of the task's data.
+        max_new_tokens: The budget of one turn of the agent; the task's where None.
+
+    Attributes:
+        task: The task, or a copy of it with that budget.
 
     Raises:
-        ConfigurationError: The task is none, or there is no reward.
+        ConfigurationError: The task is none, there is no reward, or the budget is not a positive whole number.
         DataError: The split has no samples.
     """
 
-    def __init__(self, task: Task, *, reward: Reward | Callable[..., Any] | None = None, split: str = "train") -> None:
+    def __init__(
+        self,
+        task: Task,
+        *,
+        reward: Reward | Callable[..., Any] | None = None,
+        split: str = "train",
+        max_new_tokens: int | None = None,
+    ) -> None:
         if not isinstance(task, Task):
             raise ConfigurationError(f"task={task!r} is no textgym.Task; pass an instance of a subclass of it.")
         given = task.reward if reward is None else reward
         if given is None:
             raise ConfigurationError(f"the task {type(task).__name__} has no reward of its own; pass reward=...")
+        self.max_new_tokens = _positive("max_new_tokens", max_new_tokens, task.max_new_tokens)
+        if self.max_new_tokens != task.max_new_tokens:
+            task = copy.copy(task)
+            task.max_new_tokens = self.max_new_tokens
         self.task = task
         self.reward = as_reward(given)
         self.split = split
@@ -59,7 +85,7 @@ class Setting:
                 "give data with data=..."
             )
         self.whens: tuple[When, ...] = tuple(when for when in WHENS if when in self.reward.whens)
-        self.stop: tuple[str, ...] = (task.stop,) if isinstance(task.stop, str) else tuple(task.stop)
+        self.stop = stop_strings(task)
 
     def draw(self, rng: np.random.Generator, index: int | None = None) -> int:
         """The index of the sample that an episode is about: the given one, or a random one."""
@@ -74,11 +100,6 @@ class Setting:
                 f"options['sample'] is {index}; the split {self.split!r} has samples 0 to {len(self.samples) - 1}."
             )
         return index
-
-    def stop_position(self, text: str) -> int | None:
-        """Where the first stop string in the text begins, None if there is none."""
-        found = [at for at in map(text.find, self.stop) if at >= 0]
-        return min(found, default=None)
 
 
 class TokenSetting(Setting):
@@ -115,11 +136,10 @@ class TokenSetting(Setting):
         max_context: int | None = None,
         format: Format | None = None,
     ) -> None:
-        super().__init__(task, reward=reward, split=split)
+        super().__init__(task, reward=reward, split=split, max_new_tokens=max_new_tokens)
         self.tokenizer = load_tokenizer(tokenizer)
         self.renderer = Renderer(self.tokenizer, format)
         self.vocabulary_size = len(self.tokenizer)
-        self.max_new_tokens = _positive("max_new_tokens", max_new_tokens, task.max_new_tokens)
         self.max_context = _positive("max_context", max_context, min(self.tokenizer.model_max_length, MAX_CONTEXT))
         if task.is_multi_turn or any(not isinstance(sample.prompt, str) for sample in self.samples):
             self.stop += self.renderer.message_stops

@@ -15,7 +15,7 @@ from gymnasium.error import InvalidAction, ResetNeeded
 from textgym.conversation import add_scores, ask, close_turn, outcome
 from textgym.episode import Episode, StopReason, Turn
 from textgym.rewards import Score
-from textgym.setting import TokenSetting
+from textgym.setting import TokenSetting, stop_position
 
 __all__ = ["StepResult", "Streams"]
 
@@ -155,7 +155,7 @@ class Streams:
         text = self._turn_text(row, without_last=by_token)
         if by_token:
             return Ending("eos", text)
-        stop = self.setting.stop_position(text)
+        stop = stop_position(text, self.setting.stop)
         if stop is not None:
             return Ending("stop_string", text[:stop], text[stop:])
         if self.lengths[row] - self._turn_starts[row] >= self.setting.max_new_tokens:

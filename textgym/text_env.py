@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.error import InvalidAction, ResetNeeded
 
-from textgym.conversation import outcome, take_replies, transcript
+from textgym.conversation import outcome, score_turns, take_reply, transcript
 from textgym.episode import Episode, Sample
 from textgym.errors import ConfigurationError
 from textgym.rendering import Format
@@ -73,7 +73,8 @@ class TextEnv(gymnasium.Env[str, str]):
         reward: A reward or a plain function; the task's own where None.
         split: Which of the task's data.
         tokenizer: None for none (not the built-in model's); else a transformers tokenizer, its name or path.
-        max_new_tokens, max_context, format: As in :class:`~textgym.TokenEnv`; without effect if there is no tokenizer.
+        max_new_tokens: The budget of a turn. Without a tokenizer it is what the task tells agents, which keep to it.
+        max_context, format: As in :class:`~textgym.TokenEnv`; without effect if there is no tokenizer.
         render_mode: ``"ansi"``: ``render()`` returns the conversation as text.
 
     Raises:
@@ -105,7 +106,7 @@ class TextEnv(gymnasium.Env[str, str]):
             self._tokens = TokenEnv(task, reward=reward, split=split, tokenizer=tokenizer, **limits)
             self.setting: Setting = self._tokens.setting
         else:
-            self.setting = Setting(task, reward=reward, split=split)
+            self.setting = Setting(task, reward=reward, split=split, max_new_tokens=max_new_tokens)
 
     @property
     def task(self) -> Task:
@@ -180,5 +181,6 @@ class TextEnv(gymnasium.Env[str, str]):
         return float(rewards.sum()) if info["score_status"] == "ok" else 0.0, info
 
     def _step_text(self, text: str) -> tuple[float, dict[str, Any]]:
-        ((reward, status),) = take_replies(self.setting, [self.episode], [(text, "eos")], [self.np_random])
+        take_reply(self.setting, self.episode, text, "eos", self.np_random)
+        ((reward, status),) = score_turns(self.setting, [self.episode])
         return reward, outcome(self.setting, self.episode, status)

@@ -11,7 +11,9 @@ from textgym.agents import CausalLMPolicy
 from textgym.agents.baselines import AlwaysAbstain, BestOfN, CausalLMAgent, RandomAgent, ReferenceAgent
 from textgym.agents.playing import play_policy
 from textgym.benchmarking import benchmark
-from textgym.errors import ConfigurationError
+from textgym.errors import ConfigurationError, PromptTooLongError
+from textgym.rendering import load_tokenizer
+from textgym.rewards import Abstain
 
 
 class Plain(Task):
@@ -143,11 +145,101 @@ def test_the_best_of_n_sees_the_whole_conversation():
     assert len(episode.turns) == 2
 
 
-def test_a_model_and_its_tokenizer_are_taken(tokenizer):
+class Shop(Task):
+    """Two turns; the reward looks at what the task noted in the first, and at how the episode ended."""
+
+    stop = "\n"
+
+    def samples(self, split):
+        return [Sample("a", "b")]
+
+    def respond(self, episode, rng):
+        episode.state["price"] = 3
+        return "3" if len(episode.responses) == 1 else None
+
+
+def test_the_best_of_n_sees_the_episode_as_it_would_end():
+    seen = []
+
+    def reward(episode):
+        seen.append((episode.response, episode.stop_reason, episode.state["price"]))
+        return float(len(seen))
+
+    class Says:
+        def act(self, observations):
+            return [Reply("yes\nno"), Reply("ye", "length")]
+
+    episode = Episode(Sample("a", "b"), [Turn("assistant", "c"), Turn("user", "3")], state={"price": 3})
+    best = BestOfN(Says(), n=2).act([Observation(episode, Shop(), reward=textgym.reward(reward))])
+    assert seen == [("yes", "task", 3), ("ye", "length", 3)]
+    assert best[0].text == "ye"
+
+
+def test_the_best_of_n_takes_the_reward_that_it_is_judged_by(tmp_path):
+    textgym.register("demo/Plain-v0", task=Plain, reward=lambda response: -abs(float(response) - 2))
+    figures = benchmark({"best": BestOfN(Counting(), n=4)}, ["demo/Plain-v0"], out=tmp_path, episodes=1, seeds=1)
+    assert figures["agents"]["best"]["demo/Plain-v0"]["reward"]["value"] == 0.0
+
+
+def test_what_is_no_agent_cannot_be_asked():
+    with pytest.raises(ConfigurationError, match="is no agent"):
+        BestOfN({"type": "random"})
+
+
+def test_a_conversation_that_is_too_long_is_named():
+    class Long(Plain):
+        def samples(self, split):
+            return [Sample("long", "word " * 2000)]
+
+    with pytest.raises(PromptTooLongError, match="'long'"):
+        CausalLMAgent().act(observations(Long(), n=1))
+
+
+@pytest.fixture
+def model(tokenizer):
+    return small_model(tokenizer)
+
+
+def small_model(tokenizer):
     config = transformers.LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
     )
     torch.manual_seed(0)
-    agent = CausalLMAgent(transformers.LlamaForCausalLM(config), tokenizer, max_context=64, temperature=0.5)
+    return transformers.LlamaForCausalLM(config)
+
+
+def test_a_model_and_its_tokenizer_are_taken(model, tokenizer):
+    agent = CausalLMAgent(model, tokenizer, max_context=64, temperature=0.5)
     assert len(agent.act(observations())) == 5
     assert "temperature=0.5" in repr(agent)
+
+
+def test_agents_describe_what_they_do(model, tokenizer, tmp_path):
+    agents = [
+        RandomAgent(),
+        RandomAgent(tokenizer),
+        ReferenceAgent(),
+        CausalLMAgent(model, tokenizer),
+        CausalLMAgent(model, tokenizer, max_context=64),
+        CausalLMAgent(model, load_tokenizer(None)),
+        BestOfN(Counting(), Abstain(wrong=-1.5)),
+        BestOfN(Counting(), Abstain(wrong=-4)),
+    ]
+    texts = [repr(agent) for agent in agents]
+    assert len(set(texts)) == len(agents)
+    assert not any(" at 0x" in text for text in texts)
+    assert repr(RandomAgent()) == texts[0]
+
+
+def test_other_weights_in_the_same_folder_are_another_agent(model, tokenizer, tmp_path):
+    def saved():
+        model.save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        return repr(CausalLMAgent(tmp_path))
+
+    before = saved()
+    assert (str(tmp_path) in before, "PosixPath" in before) == (True, False)
+    assert saved() == before
+    with torch.no_grad():
+        model.model.norm.weight += 1
+    assert saved() != before

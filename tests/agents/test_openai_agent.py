@@ -10,6 +10,7 @@ import pytest
 import textgym
 from textgym import Episode, Sample, Task, Turn
 from textgym.agent import Observation
+from textgym.agents.baselines import BestOfN
 from textgym.agents.openai_agent import OpenAIAgent
 from textgym.benchmarking import benchmark
 from textgym.errors import ConfigurationError
@@ -143,6 +144,29 @@ def test_faults_that_pass_are_tried_again_and_others_fail_their_episode_alone(se
     assert KEY not in (tmp_path / "episodes.jsonl").read_text() + (tmp_path / "config.json").read_text()
 
 
+@pytest.mark.parametrize(
+    ("message", "usage", "counted"),
+    [
+        ({"content": None}, {"prompt_tokens": 10, "completion_tokens": 2}, (10, 2)),
+        ({}, {"prompt_tokens": 10, "completion_tokens": 2}, (10, 2)),
+        ({"content": "2"}, {"prompt_tokens": -5, "completion_tokens": True}, (0, 0)),
+        ({"content": "2"}, {"prompt_tokens": 10**400, "completion_tokens": "2"}, (0, 0)),
+        ({"content": "2"}, 7, (0, 0)),
+    ],
+)
+def test_what_the_endpoint_counted_is_paid_whatever_it_answers(server, message, usage, counted):
+    server.faults = {"0+1": [json.dumps({"choices": [{"message": message}], "usage": usage})]}
+    (reply,) = OpenAIAgent(server.url, "adder", prices=(1e6, 2e6)).act(observations()[:1])
+    assert (reply.failure is None) == ("2" in message.values())
+    assert (reply.usage["prompt_tokens"], reply.usage["completion_tokens"]) == counted
+    assert reply.usage["cost"] == counted[0] + 2 * counted[1]
+
+
+def test_a_benchmark_asks_as_many_at_a_time_as_are_under_way():
+    agent = OpenAIAgent("http://localhost:1/v1", "m", concurrency=6)
+    assert (agent.at_a_time, BestOfN(agent, n=4).at_a_time) == (6, 1)
+
+
 def test_nothing_there_fails_every_episode_and_none_is_a_zero(tmp_path):
     textgym.register("demo/Sums-v0", task=Sums)
     agent = OpenAIAgent("http://127.0.0.1:9/v1", "nobody", retries=0)
@@ -151,7 +175,19 @@ def test_nothing_there_fails_every_episode_and_none_is_a_zero(tmp_path):
     assert "reward" not in figures
 
 
-@pytest.mark.parametrize("arguments", [{"base_url": "nowhere"}, {"concurrency": 0}, {"api_key": "$NO_SUCH_NAME"}])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"base_url": "nowhere"},
+        {"base_url": "http://[::1/v1"},
+        {"concurrency": 0},
+        {"api_key": "$NO_SUCH_NAME"},
+        {"prices": (1.0,)},
+        {"prices": ("a", "b")},
+        {"prices": (1.0, -1.0)},
+        {"prices": 3},
+    ],
+)
 def test_wrong_arguments_are_refused(arguments):
     with pytest.raises(ConfigurationError):
         OpenAIAgent(**{"base_url": "http://localhost:1/v1", "model": "m"} | arguments)

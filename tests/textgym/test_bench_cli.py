@@ -45,6 +45,15 @@ def test_replies_are_scored_anew_and_folders_compared(played, tmp_path, monkeypa
     assert "right, textgym/Copy-v0: +0.000 [0.000, 0.000], p = 1.0000, n = 10" in run("compare", played, played)
 
 
+def test_a_stopped_benchmark_says_how_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "stopped_agent_of_a_test.py").write_text(
+        "class Agent:\n    def act(self, observations):\n        raise KeyboardInterrupt\n"
+    )
+    arguments = ["--agents", "stopped_agent_of_a_test:Agent", "--tasks", COPY, "--out", "x"]
+    assert "The same command goes on." in run(*arguments, code=130)
+
+
 def test_an_agent_may_be_one_by_task(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     own = "class Agent:\n    def act(self, observations):\n        return [{0!r} for _ in observations]\n"
@@ -97,12 +106,27 @@ def test_a_file_sets_up_larger_ones(tmp_path):
         (["--agents", "./no-such-folder", "--tasks", COPY, "--out", "x"], "no-such-folder"),
         (["--agents", "no_such_module:agent", "--tasks", COPY, "--out", "x"], "no_such_module"),
         (["--rescore", "x"], "--reward"),
+        (["--rescore", "x", "--reward", "m:f", "--agents", "random", "--batch", 3], "leave out --batch, --agents"),
+        (["--rescore", "x", "--reward", "m:f", "--config", "y.toml"], "leave out --config"),
+        (["--agents", "random", "--tasks", COPY, "--out", "x", "--reward", "m:f"], "--reward m:f is for --rescore"),
+        (["--agents", "a=random,a=abstain", "--tasks", COPY, "--out", "x"], "two agents of the name 'a'"),
+        (["--agents", "random,random", "--tasks", COPY, "--out", "x"], "two agents of the name 'random'"),
+        (["--agents", "=random", "--tasks", COPY, "--out", "x"], "'=random'"),
+        (["--agents", "a=", "--tasks", COPY, "--out", "x"], "'a='"),
+        (["--agents", "random", "--tasks", "CartPole-v1", "--out", "x"], "no environment of textgym's"),
+        (["--agents", "openai:m@http://[::1/v1", "--tasks", COPY, "--out", "x"], "http://[::1/v1"),
+        (["--agents", "broken_module:agent", "--tasks", COPY, "--out", "x"], "broken_module.py"),
+        (["--agents", "good_module:number", "--tasks", COPY, "--out", "x"], "'good_module:number' is no agent"),
+        (["--agents", "good_module:Needs", "--tasks", COPY, "--out", "x"], "'good_module:Needs' is no agent"),
+        (["--agents", "random", "--tasks", COPY, "--out", "good_module.py/x"], "good_module.py"),
         (["--config", "no-such-file.toml"], "no-such-file.toml"),
         (["compare", "x", "y"], "no benchmark"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken_module.py").write_text("def agent(:")
+    (tmp_path / "good_module.py").write_text("number = 5\nclass Needs:\n    def __init__(self, more): ...\n")
     output = run(*arguments, code=2)
     assert output.startswith("Error: ")
     assert message in output
@@ -114,6 +138,13 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, arguments, message):
     [
         ("episodes = ", "cannot read"),
         ("epochs = 3\nout = 'x'\nagents = ['random']\ntasks = ['textgym/Copy-v0']", "'epochs'"),
+        ("out = 3\nagents = ['random']\ntasks = ['textgym/Copy-v0']", "out=3"),
+        ("out = 'x'\nagents = {a = 3}\ntasks = ['textgym/Copy-v0']", "not 3"),
+        ("out = 'x'\nagents = {a = ['random']}\ntasks = ['textgym/Copy-v0']", "not ['random']"),
+        ("out = 'x'\nagents = {a = {type = ['random']}}\ntasks = ['textgym/Copy-v0']", "not ['random']"),
+        ("out = 'x'\nagents = ['random']\ntasks = 'textgym/Copy-v0'", "list of ids"),
+        ("out = 'x'\nagents = ['m:{task}']\ntasks = 3", "list of ids"),
+        ("out = 'x'\nagents = ['random']\nbatch = 0\ntasks = ['textgym/Copy-v0']", "batch=0"),
         ("out = 'x'\nagents = 3\ntasks = ['textgym/Copy-v0']", "agents"),
         ("out = 'x'\ntasks = ['textgym/Copy-v0']\n[agents.a]\ntype = 'modell'", "Did you mean 'model'"),
         ("out = 'x'\ntasks = ['textgym/Copy-v0']\n[agents.a]\ntype = 'random'\nheat = 3", "heat"),

@@ -8,14 +8,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
 import textgym
 from textgym import Sample, Task
 from textgym.agent import Reply
+from textgym.agents import BestOfN
 from textgym.benchmarking import EPISODES, TABLE, benchmark, compare, rescore
 from textgym.errors import ConfigurationError, UnknownEnvironmentError
+from textgym.monitor import Monitor
+from textgym.rewards import Abstain
+from textgym.run_folder import RunFolder
 
 
 class Sums(Task):
@@ -278,6 +283,44 @@ def test_stored_replies_are_scored_anew_without_the_agents(tmp_path):
     assert [r["reward"] for r in rows_of(tmp_path) if r["agent"] == "even"][:2] == [0.0, 1.0]  # the first is as it was
 
 
+@pytest.mark.parametrize("reason", ["eos", "stop_string", "length", "context"])
+def test_replies_are_scored_anew_with_the_ends_that_they_had(tmp_path, reason):
+    class Ends:
+        def act(self, observations):
+            return [Reply("1", reason) for _ in observations]
+
+    benchmark({"ends": Ends()}, ["demo/Sums-v0"], out=tmp_path, seeds=1)
+    summary = rescore(tmp_path, lambda episode: float(episode.stop_reason == reason), "ends")
+    assert summary["agents"]["ends"]["demo/Sums-v0"]["reward"]["value"] == 1.0
+
+
+def test_stored_replies_are_scored_together_and_that_is_told(tmp_path):
+    sizes = []
+
+    class Batches(textgym.Reward):
+        def score(self, episodes):
+            sizes.append(len(episodes))
+            return [textgym.Score(1.0) for _ in episodes]
+
+    class Listening(Monitor):
+        told = 0
+
+        def progress(self, done, total, figures):
+            self.told += 1
+
+    benchmark({"even": Even()}, ["demo/Sums-v0"], out=tmp_path, seeds=2)
+    monitor = Listening()
+    rescore(tmp_path, Batches(), "batches", monitor)
+    assert (sizes, monitor.told) == ([20], 20)
+
+
+def test_samples_that_no_file_holds_cannot_be_scored_anew(tmp_path):
+    data = [Sample(str(i), f"{i}+1=", (str(i + 1),)) for i in range(40)]
+    benchmark({"even": Even()}, {"demo/Sums-v0": {"data": data}}, out=tmp_path, seeds=1, episodes=3)
+    with pytest.raises(ConfigurationError, match=r"cannot be set up again.*give data as a file"):
+        rescore(tmp_path, lambda response: 1.0, "one")
+
+
 def test_conversations_are_scored_anew_as_they_went(tmp_path):
     benchmark({"echo": Echo()}, ["demo/Guessing-v0"], out=tmp_path, seeds=2)
     summary = rescore(tmp_path, lambda episode: float(len(episode.turns)), "turns")
@@ -319,17 +362,185 @@ def test_other_samples_are_noticed(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error"),
+    ("arguments", "message"),
     [
-        ({"episodes": 0}, ConfigurationError),
-        ({"seeds": 0}, ConfigurationError),
-        ({"tasks": []}, ConfigurationError),
-        ({"agents": {}}, ConfigurationError),
-        ({"tasks": ["demo/Sum-v0"]}, UnknownEnvironmentError),
-        ({"tasks": ["CartPole-v1"]}, (ConfigurationError, TypeError)),
-        ({"agents": {"none": object()}}, ConfigurationError),
+        ({"episodes": 0}, "episodes=0"),
+        ({"episodes": "3"}, "episodes='3'"),
+        ({"seeds": 1.5}, "seeds=1.5"),
+        ({"batch": 0}, "batch=0"),
+        ({"batch": "8"}, "batch='8'"),
+        ({"split": 3}, "split=3"),
+        ({"tasks": []}, "at least one task"),
+        ({"tasks": "demo/Sums-v0"}, "tasks are a list of ids"),
+        ({"tasks": {"demo/Sums-v0": "x"}}, "tasks are a list of ids"),
+        ({"tasks": [["demo/Sums-v0"]]}, "tasks are a list of ids"),
+        ({"tasks": {"demo/Sums-v0": {"split": "train"}}}, "split cannot be set"),
+        ({"tasks": {"demo/Sums-v0": {"level": "token"}}}, "level cannot be set"),
+        ({"tasks": {"demo/Sums-v0": {"max_context": 9}}}, "max_context cannot be set"),
+        ({"tasks": {"demo/Sums-v0": {"max_new_tokens": "x"}}}, "max_new_tokens='x'"),
+        ({"tasks": ["CartPole-v1"]}, "no environment of textgym's"),
+        ({"agents": {}}, "at least one agent"),
+        ({"agents": [Even()]}, "by name"),
+        ({"agents": {7: Even()}}, "name is a text"),
+        ({"agents": {"caf\ud800": Even()}}, "name is a text"),
+        ({"agents": {" ": Even()}}, "name is a text"),
+        ({"agents": {"even": Even(), "none": object()}}, "is no agent"),
+        ({"agents": {"even": Even(), "class": Even}}, "Make an object"),
+        ({"agents": {"by task": {"demo/Sums-v0": 3}}}, "3 is no agent"),
     ],
 )
-def test_wrong_arguments_are_refused(tmp_path, arguments, error):
-    with pytest.raises(error):
+def test_wrong_arguments_are_refused_before_anything_is_played(tmp_path, arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
         benchmark(**{"agents": {"even": Even()}, "tasks": ["demo/Sums-v0"], "out": tmp_path} | arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_task_is_refused(tmp_path):
+    with pytest.raises(UnknownEnvironmentError):
+        benchmark({"even": Even()}, ["demo/Sum-v0"], out=tmp_path)
+
+
+@pytest.mark.parametrize("as_option", [True, False])
+def test_another_reward_is_another_benchmark(tmp_path, monkeypatch, as_option):
+    def played(reward):
+        monkeypatch.setattr(Sums, "reward", reward)
+        options = {"reward": reward} if as_option else {}
+        return benchmark({"even": Even()}, {"demo/Sums-v0": options}, out=tmp_path, episodes=3, seeds=1)
+
+    played(Abstain(wrong=-1.5))
+    played(Abstain(wrong=-1.5))
+    with pytest.raises(ConfigurationError, match=r"other tasks: .*wrong=-1.5.*and is .*wrong=-4.0"):
+        played(Abstain(wrong=-4.0))
+
+
+def test_descriptions_are_the_same_in_every_process(tmp_path):
+    class Odd(Sums):
+        def samples(self, split):
+            meta = MappingProxyType({1: {"alpha", "beta", "gamma"}, "b": object()})
+            return [Sample(str(i), f"{i}+1=", (str(i + 1),), meta) for i in range(4)]
+
+    textgym.register("demo/Odd-v0", task=Odd)
+    benchmark({"best": BestOfN(Chance(), n=2)}, ["demo/Odd-v0"], out=tmp_path, seeds=1)
+    assert " at 0x" not in (tmp_path / "config.json").read_text()
+    benchmark({"best": BestOfN(Chance(), n=2)}, ["demo/Odd-v0"], out=tmp_path, seeds=1)
+
+
+def test_a_tasks_budget_of_tokens_reaches_the_agents(tmp_path):
+    class Budget:
+        def act(self, observations):
+            return [str(o.task.max_new_tokens) for o in observations]
+
+    benchmark({"budget": Budget()}, {"demo/Sums-v0": {"max_new_tokens": 3}}, out=tmp_path, seeds=1, episodes=2)
+    assert [row["turns"][0]["text"] for row in rows_of(tmp_path)] == ["3", "3"]
+
+
+def test_an_agent_that_takes_its_time_is_shown_fewer(tmp_path):
+    sizes = []
+
+    class Slow(Right):
+        at_a_time = 4
+
+        def act(self, observations):
+            sizes.append(len(observations))
+            return super().act(observations)
+
+    benchmark({"slow": Slow()}, ["demo/Sums-v0"], out=tmp_path, seeds=1)
+    assert sizes == [4, 4, 2]
+
+
+def test_a_second_process_in_the_same_folder_is_refused(tmp_path):
+    def played():
+        return benchmark({"even": Even()}, ["demo/Sums-v0"], out=tmp_path, seeds=1)
+
+    played()
+    with RunFolder(tmp_path).alone(), pytest.raises(ConfigurationError, match="another process"):
+        played()
+    played()
+
+
+def test_rows_that_come_twice_or_are_of_nothing_here_count_once_or_not_at_all(tmp_path):
+    summary = benchmark({"even": Even()}, ["demo/Sums-v0"], out=tmp_path, seeds=1)
+    (first, *_) = rows = rows_of(tmp_path)
+    foreign = [{**first, "index": 99999}, {**first, "agent": "stranger"}, {**first, "task": "demo/Other-v0"}]
+    RunFolder(tmp_path).write_lines(EPISODES, [*rows, first, *foreign])
+    assert benchmark({"even": Even()}, ["demo/Sums-v0"], out=tmp_path, seeds=1) == summary
+    assert rescore(tmp_path, Sums.reward, "same")["agents"] == summary["agents"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"agent": "even", "ta', "line 3 is no JSON"),
+        ("", "line 3 is no JSON"),
+        ("\ufeff{}", "line 3 is no JSON"),
+        ("[]", "line 3 holds a list"),
+        ("{}", "line 3: there is no 'agent'"),
+        ({"seed": "0"}, "line 3: 'seed' is '0'"),
+        ({"reward": None}, "line 3: 'reward' is None where 'status' is 'ok'"),
+        ({"turns": ["a"]}, "line 3: a turn"),
+        ({"metrics": {"right": "yes"}}, "line 3: one of 'metrics'"),
+    ],
+)
+def test_damaged_rows_are_named_by_their_line(tmp_path, line, message):
+    benchmark({"even": Even()}, ["demo/Sums-v0"], out=tmp_path, seeds=1)
+    lines = (tmp_path / EPISODES).read_text().splitlines()
+    lines[2] = line if isinstance(line, str) else json.dumps({**json.loads(lines[2]), **line})
+    (tmp_path / EPISODES).write_text("\n".join(lines) + "\n")
+    for call in (
+        lambda: benchmark({"even": Even()}, ["demo/Sums-v0"], out=tmp_path, seeds=1),
+        lambda: compare(tmp_path, tmp_path),
+        lambda: rescore(tmp_path, lambda response: 1.0, "one"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            call()
+
+
+@pytest.mark.parametrize("damage", [{"tasks": 3}, {"tasks": {"demo/Sums-v0": 3}}, {"agents": ["even"]}])
+def test_a_damaged_configuration_is_said_to_be_one(tmp_path, damage):
+    benchmark({"even": Even()}, ["demo/Sums-v0"], out=tmp_path, seeds=1)
+    folder = RunFolder(tmp_path)
+    folder.write_json("config.json", {**folder.config, **damage})
+    for call in (lambda: compare(tmp_path, tmp_path), lambda: rescore(tmp_path, lambda response: 1.0, "one")):
+        with pytest.raises(ConfigurationError, match="is damaged"):
+            call()
+
+
+def test_what_was_left_of_a_kill_at_the_very_start_is_no_hindrance(tmp_path):
+    (tmp_path / "config.partial.json").write_text("{")
+    benchmark({"even": Even()}, ["demo/Sums-v0"], out=tmp_path, seeds=1)
+    training = tmp_path / "training"
+    RunFolder.create(training, {"env": "demo/Sums-v0"})
+    with pytest.raises(ConfigurationError, match="holds no benchmark"):
+        benchmark({"even": Even()}, ["demo/Sums-v0"], out=training, seeds=1)
+
+
+class Fragile(Sums):
+    """Cannot measure, answer or score the episodes about some samples."""
+
+    def respond(self, episode, rng):
+        if episode.sample.id == "1":
+            raise RuntimeError("at a loss")
+        return None
+
+    def metrics(self, episodes):
+        (episode,) = episodes
+        return {"3": {"m": None}, "4": {"m": 1 / 2, "nan": float("nan")}}.get(episode.sample.id) or {
+            "m": 1 / (int(episode.sample.id) - 2)
+        }
+
+
+def test_a_task_that_raises_fails_that_episode_alone(tmp_path):
+    def reward(response):
+        return textgym.Score(1.0, {"a": float("nan"), "b": 2.0})
+
+    textgym.register("demo/Fragile-v0", task=Fragile, reward=reward)
+    for _ in range(2):
+        summary = benchmark({"even": Even()}, ["demo/Fragile-v0"], out=tmp_path, seeds=1)
+    figures = summary["agents"]["even"]["demo/Fragile-v0"]
+    assert (figures["episodes"], figures["failed"]) == (10, 3)
+    reasons = " ".join(figures["reasons"])
+    for part in ("task: RuntimeError: at a loss", "metrics: ZeroDivisionError", "metrics: TypeError"):
+        assert part in reasons
+    assert all(row["reward_parts"] == {"b": 2.0} for row in rows_of(tmp_path) if row["status"] == "ok")
+    again = rescore(tmp_path, lambda response: 2.0, "two")["agents"]["even"]["demo/Fragile-v0"]
+    assert (again["failed"], again["reward"]["value"]) == (3, 2.0)

@@ -5,6 +5,7 @@ import tiny_run
 from typer.testing import CliRunner
 
 import textgym
+import textgym.cli
 from textgym.cli import _columns, _free_folder, _option, app, results_table
 from textgym.errors import ConfigurationError
 
@@ -43,6 +44,14 @@ def test_list_names_every_reward():
     names = [line.split()[0] for line in result.output.splitlines()[1:] if line and not line.startswith(" ")]
     assert {"Abstain", "Rouge", "RewardModel"} <= set(names) <= set(textgym.rewards.__all__)
     assert not {"Reward", "Score", "clip"} & set(names)
+
+
+@pytest.mark.parametrize("place", ["file/figures.json", "."])
+def test_where_nothing_can_be_written_nothing_is_evaluated(model, tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(textgym.cli, "_evaluate", lambda *_: pytest.fail("evaluated"))
+    assert "[Errno" in error_of("evaluate", tiny_run.ENV, "--model", model, "--out", place)
 
 
 def test_train_then_evaluate(model, tmp_path):

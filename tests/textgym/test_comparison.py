@@ -79,6 +79,15 @@ def test_normalised_scores():
     assert normalised(2.0, 0.0, 2.0) == 1.0
     assert normalised(-1.0, 1.0, 2.0) == -2.0
     assert math.isnan(normalised(1.0, 1.0, 1.0))
+    assert math.isnan(normalised(1.0, 1.0, 0.5))
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e4, 1e9])
+def test_the_p_value_does_not_depend_on_the_rewards_scale(scale):
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        differences = scale * (rng.random(6) + 0.1)
+        assert paired_difference(differences, [0.0] * 6, range(6))["p"] == pytest.approx(2 / 64, abs=0.01)
 
 
 @pytest.mark.parametrize(("values", "clusters"), [([], []), ([1.0], [0, 1])])

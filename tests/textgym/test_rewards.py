@@ -8,7 +8,7 @@ import pytest
 import textgym
 from textgym import Episode, Reward, Sample, Score, Turn
 from textgym.errors import RewardError
-from textgym.rewards import Abstain, as_reward, gate
+from textgym.rewards import Abstain, Contains, Matches, Rouge, Shaping, Timeout, ZScore, as_reward, clip, gate
 from textgym.rewards.abstain import exact_match, normalize_answer, token_f1
 
 
@@ -75,6 +75,36 @@ def test_arithmetic():
     assert values(sum([length, vowels]), "paris") == [7.0]
     assert both.whens == {"episode"}
     assert "length" in repr(both)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Abstain(wrong=-1.5), Abstain(wrong=-4.0)),
+        (0.5 * length, 0.7 * length),
+        (length * vowels, length * length),
+        (gate(length, vowels), gate(length, vowels, threshold=2.0)),
+        (gate(length, vowels), gate(vowels, length)),
+        (clip(length, 0, 1), clip(length, 0, 2)),
+        (ZScore(length), ZScore(length, clip=3.0)),
+        (Shaping(length), Shaping(length, gamma=0.9)),
+        (Timeout(length, 1.0), Timeout(length, 2.0)),
+        (Contains(["a"]), Contains(["b"])),
+        (Rouge("rouge1"), Rouge("rouge1", use_stemmer=True)),
+        (Matches("a" * 300), Matches("a" * 301)),
+    ],
+    ids=lambda reward: repr(reward)[:30],
+)
+def test_rewards_are_told_apart_by_how_they_show_themselves(one, other):
+    assert repr(one) != repr(other)
+    assert " at 0x" not in repr(one) + repr(other)
+
+
+def test_a_reward_that_has_scored_shows_itself_as_before():
+    reward = ZScore(length)
+    before = repr(reward)
+    values(reward, "a", "bc")
+    assert repr(reward) == before
 
 
 def test_two_leaves_of_one_name_are_both_logged():

@@ -114,7 +114,7 @@ class ZScore(Reward):
             raise RewardError(f"ZScore(clip={clip}): it is a positive number of standard deviations, or None.")
         self.reward = as_reward(reward)
         self.when = one_moment("a z-score", [self.reward])
-        self.limit = math.inf if clip is None else clip
+        self.clip = math.inf if clip is None else clip
         self.moments = RunningMoments()
         self._lock = threading.Lock()
 
@@ -126,7 +126,7 @@ class ZScore(Reward):
             return [_mapped(score, self._z_score) for score in scores]
 
     def _z_score(self, value: float) -> float:
-        return min(max(self.moments.standardised(value), -self.limit), self.limit)
+        return min(max(self.moments.standardised(value), -self.clip), self.clip)
 
     def state_dict(self) -> dict[str, float]:
         """``count``, ``mean`` and ``variance``, to save."""

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from textgym.episode import Episode
 from textgym.errors import RewardError
+from textgym.texts import described
 
 __all__ = ["Reward", "RewardLike", "Score", "When", "as_reward", "gate", "one_moment", "reward"]
 
@@ -42,7 +43,8 @@ class Score:
 class Reward(ABC):
     """Scores episodes, always in a batch.
 
-    Subclass it and give :meth:`score`. Rewards add, subtract, scale and multiply (``0.7 * a + 0.3 * b``).
+    Subclass it and give :meth:`score`. Rewards add, subtract, scale and multiply (``0.7 * a + 0.3 * b``). What the
+    constructor takes is shown where the object keeps it under the same name, and a benchmark tells rewards apart by it.
 
     Attributes:
         name: Under which its value is logged; the snake-case class name where none is given.
@@ -102,7 +104,9 @@ class Reward(ABC):
         return self
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(name={self.name!r}, when={self.when!r})"
+        names = [name for name in inspect.signature(type(self).__init__).parameters if name != "self"]
+        kept = [f"{name}={described(getattr(self, name))}" for name in names if hasattr(self, name)]
+        return f"{type(self).__name__}({', '.join(kept)})"
 
 
 RewardLike = Reward | Callable[..., Any]
@@ -348,6 +352,9 @@ class _Product(_Combination):
     def combine(self, values: Sequence[float]) -> float:
         return math.prod(values)
 
+    def __repr__(self) -> str:
+        return " * ".join(f"({child!r})" for child in self.children)
+
 
 class _Gate(_Combination):
     def __init__(self, condition: Reward, value: Reward, threshold: float, otherwise: float) -> None:
@@ -359,3 +366,7 @@ class _Gate(_Combination):
     def combine(self, values: Sequence[float]) -> float:
         condition, value = values
         return value if condition >= self.threshold else self.otherwise
+
+    def __repr__(self) -> str:
+        condition, value = self.children
+        return f"gate({condition!r}, {value!r}, {self.threshold!r}, {self.otherwise!r})"

@@ -111,6 +111,10 @@ class Judge(Reward):
         self.cache = None if cache is None else _ReplyCache(cache)
         self.usage = self.endpoint.usage
 
+    def __repr__(self) -> str:
+        settings = f"{self.fields!r}, {self.template!r}, {self.pattern.pattern!r}, {self.scale!r}"
+        return f"Judge({self.endpoint.url!r}, {settings})"
+
     def score(self, episodes: Sequence[Episode]) -> list[Score]:
         """Asks the judge about what the cache does not know; works inside a running event loop too."""
         questions = [self._question(episode) for episode in episodes]

@@ -141,6 +141,7 @@ class Timeout(Parallel):
 
     def __init__(self, reward: RewardLike, seconds: float) -> None:
         super().__init__(reward, 1, "thread", seconds)
+        self.seconds = seconds
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Timeout, (self.reward, self.timeout)

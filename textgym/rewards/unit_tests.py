@@ -67,7 +67,7 @@ class UnitTests(Reward):
             )
         self.tests_key, self.entry_point_key = tests_key, entry_point_key
         self.completes_prompt = completes_prompt
-        self.sandbox = Sandbox(limits)
+        self.limits, self.sandbox = limits, Sandbox(limits)
         self.max_workers = max_workers or len(os.sched_getaffinity(0))
 
     def score(self, episodes: Sequence[Episode]) -> list[Score]:
