@@ -253,7 +253,7 @@ def load_object(name: str, what: str) -> Any:
         sys.path.insert(0, "")
     try:
         found: Any = import_module(module)
-    except ImportError as error:
+    except (ImportError, SyntaxError) as error:
         raise ConfigurationError(f"cannot import the module of the {what} {name!r}: {error}.") from error
     for part in attribute.split("."):
         if not hasattr(found, part):

@@ -305,7 +305,7 @@ def _console() -> Console:
 
 @contextmanager
 def errors_as_lines() -> Iterator[None]:
-    """What textgym raises on purpose, or for a file or a module that cannot be read: one red line and exit code 2."""
+    """What textgym raises on purpose, or for a file that cannot be read or written: one red line and exit code 2."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         from transformers.utils import logging
@@ -313,7 +313,7 @@ def errors_as_lines() -> Iterator[None]:
         logging.disable_progress_bar()
         logging.set_verbosity_error()  # else each best epoch's weights come with a warning of their tied head
         yield
-    except (TextGymError, OSError, SyntaxError) as error:
+    except (TextGymError, OSError) as error:
         line = " ".join(str(error).split())
         Console(stderr=True, soft_wrap=True).print(Text.assemble(("Error: ", "bold red"), (line, "red")))
         raise typer.Exit(2) from None

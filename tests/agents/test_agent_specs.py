@@ -35,3 +35,10 @@ def test_the_best_of_several_are_sampled_unless_it_is_said_otherwise(agent, dete
 def test_what_stands_for_no_agent_is_refused(spec):
     with pytest.raises(ConfigurationError):
         make_agent(spec)
+
+
+def test_a_module_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "broken_agents.py").write_text("def\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"cannot import the module of the agent 'broken_agents:Agent'"):
+        make_agent("broken_agents:Agent")
