@@ -319,7 +319,7 @@ def test_bfloat16_uses_the_updates_own_log_probabilities():
 @pytest.mark.parametrize("encoder_eos", [True, False])
 def test_demonstrations_are_imitated(encoder_eos, tokenizer, tmp_path):
     """Turn by turn; the loss is transformers' own over the replies."""
-    agent = make_agent(policy_kwargs={"encoder_eos": encoder_eos})
+    agent = make_agent(policy_kwargs={"model": t5(VOCABULARY + 9), "encoder_eos": encoder_eos})
     policy = agent.policy
     policy.tokenizer = tokenizer
     rng = np.random.default_rng(0)
