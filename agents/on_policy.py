@@ -217,11 +217,11 @@ class LanguageModelRollouts(LanguageModelAgent, OnPolicyAlgorithm):
         if not self.has_something_to_learn():
             return
         super().train()
-        if isinstance(self.rollout_buffer, TokenRolloutBuffer):  # SB3's is over the steps that are not trained on too
-            values, returns = (
-                a[self.rollout_buffer.all_indices()] for a in (self.rollout_buffer.values, self.rollout_buffer.returns)
-            )
-            self.logger.record("train/explained_variance", explained_variance(values, returns))
+        buffer = self.rollout_buffer
+        if isinstance(buffer, TokenRolloutBuffer):  # SB3's is over the steps that are not trained on too
+            trained_on = buffer.all_indices()
+            explained = explained_variance(buffer.values[trained_on], buffer.returns[trained_on])
+            self.logger.record("train/explained_variance", explained)
 
     # ------------------------------------------------------------------ saving
 
