@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -123,9 +122,8 @@ class CausalLMAgent:
         device: str = "auto",
         **policy_kwargs: Any,
     ) -> None:
-        model = os.fspath(model) if isinstance(model, os.PathLike) else model
-        self.name = model if isinstance(model, (str, type(None))) else type(model).__name__
         source, self.tokenizer = source_and_tokenizer(model, tokenizer)
+        self.name = None if model is None else source if isinstance(source, str) else type(source).__name__
         self.model = policy_class_of(source).load_model(source)
         self.deterministic, self.max_context = deterministic, max_context
         self.policy_kwargs, self.device = policy_kwargs, device

@@ -75,10 +75,10 @@ class DPO(Trainer):
             raise ConfigurationError(f"beta={beta}; it is positive.")
         source, self.tokenizer = source_and_tokenizer(model, tokenizer)
         loaded: Any = load_causal_lm(source, peft_config)
+        check_vocabulary(loaded, self.tokenizer)
         self.beta = beta
         starts_at_base = peft_config is not None and switches_off(loaded)
         self.reference = None if starts_at_base else frozen_copy(loaded)
-        check_vocabulary(loaded, self.tokenizer)
         self._positions = positions_of(loaded.config)
         self._figures: dict[bool, dict[str, list[float]]] = {True: defaultdict(list), False: defaultdict(list)}
         self._evaluation = "eval"

@@ -5,6 +5,7 @@ Shapes: B rows, W tokens in the longest, N actions (tokens of the agent), D the 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -499,8 +500,8 @@ def source_and_tokenizer(model: Any, tokenizer: Any) -> tuple[Any, Any]:
     Raises:
         TokenizerError: The model is given as an object, and no tokenizer with it; or there is no such tokenizer.
     """
-    source = builtin_model_path() if model is None else str(model) if isinstance(model, Path) else model
-    if tokenizer is None and not isinstance(source, (str, Path)):
+    source = builtin_model_path() if model is None else os.fspath(model) if isinstance(model, os.PathLike) else model
+    if tokenizer is None and not isinstance(source, str):
         raise TokenizerError(f"a model given as a {type(source).__name__} needs its tokenizer too: tokenizer=...")
     return source, load_tokenizer(source if tokenizer is None else tokenizer)
 

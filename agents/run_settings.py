@@ -17,6 +17,7 @@ from transformers import AutoConfig
 
 import textgym
 from textgym.adapters import base_of_folder
+from textgym.agents.language_model import positions_of
 from textgym.agents.policies import CausalLMPolicy, builtin_model_path
 from textgym.agents.ppo import PPO
 from textgym.agents.seq2seq import policy_class_of
@@ -189,7 +190,7 @@ def _max_context(model: str) -> int:
             f"there is no model {model!r}: no folder of this name holds one, and none could be had from the hub "
             f"({str(error).splitlines()[0]})."
         ) from error
-    return min(MAX_CONTEXT, getattr(config.get_text_config(decoder=True), "max_position_embeddings", MAX_CONTEXT))
+    return min(MAX_CONTEXT, positions_of(config) or MAX_CONTEXT)
 
 
 def load_policy(settings: Settings, venv: TokenVectorEnv, saved: Path | None = None) -> CausalLMPolicy:

@@ -26,7 +26,6 @@ __all__ = [
     "Observation",
     "Reply",
     "check_agent",
-    "go_on",
     "replies_to",
     "take_turns",
     "total_usage",
@@ -208,11 +207,6 @@ class Conversation:
     def _fail(self, reason: str) -> None:
         self.failed = True
         self.episode.score_status = reason
-
-
-def go_on(conversations: Sequence[Conversation], agent: Agent) -> None:
-    """One turn of the agent in each of these conversations, of one setting."""
-    take_turns(conversations, replies_to(agent, [conversation.observation() for conversation in conversations]))
 
 
 def take_turns(conversations: Sequence[Conversation], replies: Sequence[Reply]) -> None:

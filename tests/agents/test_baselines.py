@@ -3,10 +3,11 @@
 import pytest
 import torch
 import transformers
+from turns import go_on
 
 import textgym
 from textgym import Episode, Sample, Task, Turn
-from textgym.agent import Conversation, Observation, Reply, go_on
+from textgym.agent import Conversation, Observation, Reply
 from textgym.agents import CausalLMPolicy
 from textgym.agents.baselines import AlwaysAbstain, BestOfN, CausalLMAgent, RandomAgent, ReferenceAgent
 from textgym.agents.playing import play_policy

@@ -5,10 +5,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from turns import go_on
 
 import textgym
 from textgym import Episode, Sample, Task
-from textgym.agent import Conversation, Observation, Reply, go_on, replies_to
+from textgym.agent import Conversation, Observation, Reply, replies_to
 from textgym.errors import ConfigurationError
 
 
