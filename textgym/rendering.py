@@ -66,7 +66,7 @@ def _pretrained(name: str) -> PreTrainedTokenizerBase:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, KeyError, TypeError) as error:  # TypeError: transformers 4 without tokenizer files
+    except (OSError, ValueError, KeyError) as error:
         raise TokenizerError(
             f"no tokenizer could be loaded from {name!r}: give a folder with a tokenizer, or the name of a model on "
             f"the Hub that can be reached or is cached. transformers says: {error}"

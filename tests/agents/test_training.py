@@ -285,7 +285,7 @@ def test_a_wrong_setting_is_named(model, tmp_path, options, message):
 
 
 def test_what_cannot_be_made_leaves_no_folder(model, tmp_path, tokenizer):
-    tokenizer.save_pretrained(tmp_path / "words")  # not "empty": transformers 4 finds "mpt" in it, and guesses MPT
+    tokenizer.save_pretrained(tmp_path / "words")
     with pytest.raises(ModelError, match="there is no model"):
         Training.start(settings_of(str(tmp_path / "words")), tmp_path / "run")
     with pytest.raises(UnknownEnvironmentError, match="Did you mean"):
