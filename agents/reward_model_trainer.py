@@ -83,7 +83,7 @@ class RewardModelTrainer(Trainer):
             train_dataset=None if train_dataset is None else self._examples(train_dataset),  # type: ignore[arg-type]
             eval_dataset=None if eval_dataset is None else self._examples(eval_dataset),  # type: ignore[arg-type]
             data_collator=self._collate,
-            processing_class=self.tokenizer,
+            processing_class=_with_padding(self.tokenizer, self.reward.model.config.pad_token_id),
             compute_metrics=self._report,
             **kwargs,
         )
@@ -235,6 +235,15 @@ def _merged(adapted: Any) -> PreTrainedModel:
     merged = copy.deepcopy(adapted).merge_and_unload()
     merged.config.name_or_path = ""
     return merged
+
+
+def _with_padding(tokenizer: Any, padding: int) -> Any:
+    """A tokenizer with this padding token if it has none: Trainer aligns the model's configuration with it."""
+    if tokenizer.pad_token_id is not None:
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
+    return tokenizer
 
 
 def _classifier(source: str | PreTrainedModel, tokenizer: Any) -> PreTrainedModel:

@@ -303,6 +303,15 @@ def test_the_loss_is_that_of_the_reward_models_own_scores(arguments, model, toke
     assert loss == pytest.approx(np.mean(expected), abs=1e-5)
 
 
+def test_a_tokenizer_without_padding_gets_some_for_the_reward_model_alone(arguments, model, tokenizer):
+    """Trainer aligns the model's configuration with the tokenizer, and a classifier cannot do without padding."""
+    assert tokenizer.pad_token is None
+    trainer = RewardModelTrainer(model, arguments(max_steps=1), BINARY, tokenizer=tokenizer)
+    trainer.train()
+    assert trainer.model.config.pad_token_id == tokenizer.eos_token_id == trainer.processing_class.pad_token_id
+    assert tokenizer.pad_token is None
+
+
 def test_a_trained_reward_model_rewards_in_any_environment(arguments, model, tokenizer, tmp_path):
     trainer = RewardModelTrainer(model, arguments(num_train_epochs=15), BINARY, tokenizer=tokenizer)
     trainer.train()
