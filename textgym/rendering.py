@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from functools import cache, cached_property
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
@@ -148,9 +147,12 @@ class Renderer:
             ids += self.reply_ids(turn.text) if turn.role == "assistant" else self.message_ids(turn.text, ids[-1])
         return ids
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of the agent's tokens, special ones left out."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    def decode(self, replies: list[list[int]]) -> list[str]:
+        """The texts of the agent's tokens, special ones left out."""
+        if not replies:
+            return []  # of which transformers makes one empty text
+        options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        return [str(text) for text in self.tokenizer.batch_decode(replies, **options)]
 
     @cached_property
     def rewrites_history(self) -> bool:

@@ -144,15 +144,12 @@ class Streams:
         suspects |= self.lengths >= setting.max_context
         if setting.stop:
             suspects |= setting.may_complete_stop(tokens)
-        endings = {}
-        for row in np.flatnonzero(suspects).tolist():
-            ending = self._ending(row, bool(by_token[row]))
-            if ending is not None:
-                endings[row] = ending
-        return endings
+        rows = np.flatnonzero(suspects)
+        texts = self._turn_texts(rows, self.lengths[rows] - by_token[rows])
+        found = {row: self._ending(row, bool(by_token[row]), text) for row, text in texts.items()}
+        return {row: ending for row, ending in found.items() if ending is not None}
 
-    def _ending(self, row: int, by_token: bool) -> Ending | None:
-        text = self._turn_text(row, without_last=by_token)
+    def _ending(self, row: int, by_token: bool, text: str) -> Ending | None:
         if by_token:
             return Ending("eos", text)
         stop = stop_position(text, self.setting.stop)
@@ -162,19 +159,22 @@ class Streams:
             return Ending("length", text)
         return Ending("context", text) if self.lengths[row] >= self.setting.max_context else None
 
-    def _turn_text(self, row: int, without_last: bool = False) -> str:
-        ids = self.input_ids[row, self._turn_starts[row] : self.lengths[row] - without_last]
-        return self.setting.renderer.decode(ids.tolist())
+    def _turn_texts(self, rows: np.ndarray, ends: np.ndarray) -> dict[int, str]:
+        """By row, ascending, what the agent has written in its turn up to these places."""
+        starts = self._turn_starts[rows].tolist()
+        spans = zip(rows.tolist(), starts, ends.tolist(), strict=True)
+        replies = {row: self.input_ids[row, start:end].tolist() for row, start, end in spans}
+        return dict(zip(replies, self.setting.renderer.decode(list(replies.values())), strict=True))
 
     def _draft(self, endings: dict[int, Ending]) -> None:
         """Shows the rewards the turns as they stand, unfinished ones as well."""
+        texts = self._turn_texts(self._rows, self.lengths)
         for row, episode in enumerate(self.episodes):
             if episode is None:
                 continue
             if self.lengths[row] - self._turn_starts[row] > 1:
                 episode.turns.pop()
-            text = endings[row].text if row in endings else self._turn_text(row)
-            episode.turns.append(Turn("assistant", text))
+            episode.turns.append(Turn("assistant", endings[row].text if row in endings else texts[row]))
 
     def _close(self, row: int, ending: Ending) -> bool:
         """Ends the agent's turn and lets the task answer. Whether the episode is over."""

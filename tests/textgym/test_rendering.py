@@ -161,8 +161,8 @@ def test_a_template_that_refuses_says_why(with_template):
 
 def test_decode_leaves_special_tokens_out(chat_tokenizer):
     ids = [*chat_tokenizer.encode("Paris"), chat_tokenizer.pad_token_id]
-    assert Renderer(chat_tokenizer).decode(ids) == "Paris"
-    assert Renderer(chat_tokenizer).decode(list(np.array(ids))) == "Paris"
+    assert Renderer(chat_tokenizer).decode([ids]) == ["Paris"]
+    assert Renderer(chat_tokenizer).decode([list(np.array(ids))]) == ["Paris"]
 
 
 def test_tokenizers_by_path_and_bad_ones(tokenizer, tmp_path):
@@ -188,7 +188,7 @@ def test_every_text_survives(chat_tokenizer, text):
     for format in ("chat", "plain"):
         renderer = Renderer(chat_tokenizer, format)
         assert text in text_of(chat_tokenizer, renderer.prompt_ids(Sample("a", text)))
-        assert renderer.decode(renderer.reply_ids(text)) == text
+        assert renderer.decode([renderer.reply_ids(text), []]) == [text, ""]
 
 
 def test_the_tokenizer_is_left_as_it_was(chat_tokenizer):

@@ -225,7 +225,7 @@ def _argument_names(function: Callable[..., Any], name: str) -> tuple[str, ...]:
 def _as_score(value: Any) -> Score:
     if isinstance(value, Score):
         return value
-    if isinstance(value, numbers.Real) or (hasattr(value, "item") and getattr(value, "size", 1) == 1):
+    if isinstance(value, (float, int, numbers.Real)) or (hasattr(value, "item") and getattr(value, "size", 1) == 1):
         return Score(float(value))
     raise RewardError(f"a reward function returns a number or a textgym.Score, not {value!r} ({type(value).__name__}).")
 
