@@ -17,7 +17,7 @@ class A2C(LanguageModelRollouts, stable_baselines3.A2C):
 
     With a policy that is no language model it is ``stable_baselines3.A2C``. The arguments are SB3's, with SB3's
     defaults, which suit small networks: give a language model ``use_rms_prop=False``, a low learning rate,
-    ``gamma=1.0``, and ``n_episodes``. Beside them there are four of
+    ``gamma=1.0``, and ``n_episodes``. Beside them there are five of
     :class:`textgym.agents.PPO`'s, by name.
 
     Source: Mnih et al., "Asynchronous Methods for Deep Reinforcement Learning", 2016
@@ -28,6 +28,7 @@ class A2C(LanguageModelRollouts, stable_baselines3.A2C):
         ref_model: The reference; None: the policy's model as it is at the start.
         kl_estimator: ``"k1"``, ``"k2"`` or ``"k3"``.
         n_episodes: A rollout of this many whole episodes in place of ``n_steps``.
+        micro_batch_size: Tokens of the agent whose activations are held at a time, as in PPO.
 
     Raises:
         ConfigurationError: An option of language-model policies is given with another policy, or has a wrong value.

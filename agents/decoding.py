@@ -130,25 +130,30 @@ class IncrementalDecoder:
             lengths: (B,) int64, each at least 1.
             skip_restarts: Leave the rows that start again out; theirs is then an arbitrary finite vector.
         """
+        with torch.inference_mode():
+            self._advance(input_ids, lengths, skip_restarts)
+        if self.hidden is None:  # nothing but skipped restarts
+            size = self.trunk.config.get_text_config(decoder=True).hidden_size
+            return torch.zeros(len(lengths), size, device=input_ids.device)
+        return self.hidden.clone()
+
+    def _advance(self, input_ids: Tensor, lengths: Tensor, skip_restarts: bool) -> None:
         width = int(lengths.max())
         input_ids = input_ids[:, :width]
         held = self._held(input_ids, lengths)
         gained = lengths - held
         restarted = held == 0
-        one = (gained == 1) & ~restarted
-        if bool(one.any()):
-            self._decode(input_ids, torch.where(restarted, 0, held), one)
-        several = (gained > 1) & ~restarted
-        if bool(several.any()):
+        one, several = (gained == 1) & ~restarted, (gained > 1) & ~restarted
+        # asked for together, since each answer waits for the device
+        any_one, any_several, any_restarted = torch.stack([one, several, restarted]).any(-1).tolist()
+        if any_one:
+            self._decode(input_ids, torch.where(restarted, 0, held).clamp_max(width - 1), one)
+        if any_several:
             self._append(input_ids, lengths, held, several.nonzero().squeeze(-1))
-        if bool(restarted.any()) and not skip_restarts:
+        if any_restarted and not skip_restarts:
             self._prefill(input_ids, lengths, restarted.nonzero().squeeze(-1))
         self.ids = input_ids.clone()
         self.lengths = torch.where(restarted, 0, lengths) if skip_restarts else lengths.clone()
-        if self.hidden is None:  # nothing but skipped restarts
-            size = self.trunk.config.get_text_config(decoder=True).hidden_size
-            return torch.zeros(len(lengths), size, device=input_ids.device)
-        return self.hidden
 
     def _held(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
         """How many leading tokens of each row are in the cache already: all that the row holds, or 0."""
@@ -166,11 +171,14 @@ class IncrementalDecoder:
         self.hidden[rows] = hidden
 
     def _decode(self, input_ids: Tensor, columns: Tensor, active: Tensor) -> None:
-        """One token for all rows at once; what an inactive row writes behind its end is written again or never seen."""
-        width = int(columns.max()) + 1
-        positions = columns.clamp_max(input_ids.shape[1] - 1)[:, None]
+        """One token for all rows at once; what an inactive row writes behind its end is written again or never seen.
+
+        One that has gained nothing and is the longest writes its last token again, as it was.
+        """
+        width = input_ids.shape[1]
         cache = self.cache.at(None, columns, 1, width, fresh=False)
-        hidden = self._run(input_ids.gather(1, positions), cache, positions, width, columns[:, None])
+        positions = columns[:, None]
+        hidden = self._run(input_ids.gather(1, positions), cache, positions, width, positions)
         self._store(active, hidden[active, -1])
 
     def _append(self, input_ids: Tensor, lengths: Tensor, starts: Tensor, rows: Tensor) -> None:

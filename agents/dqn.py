@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 
 from textgym.adapters import fixed_weights
-from textgym.agents.heads import CHUNK_ELEMENTS
+from textgym.agents.heads import chunks
 from textgym.agents.interface import LanguageModelAgent
 from textgym.agents.language_model import frozen_copy, trunk_of
 from textgym.agents.policies import CausalLMPolicy, Observation
@@ -84,7 +84,7 @@ class CausalLMQPolicy(CausalLMPolicy):
     def act(self, obs: Observation, exploring: Tensor, masks: Tensor | None) -> Tensor:
         """Actions (B,) int64: greedy, or drawn from the softmax policy where (B,) ``exploring`` is true."""
         logits = self._allowed(self.logits(self.last_hidden(obs)[0]), masks)
-        return torch.where(exploring, self.choose(logits, False), self.choose(logits, True))
+        return torch.where(exploring, self.choose(logits, False)[0], self.choose(logits, True)[0])
 
     def action_values(self, hidden: Tensor, actions: Tensor) -> Tensor:
         """Q (N,) float32 of actions (N,) at hidden states (N, D)."""
@@ -98,9 +98,7 @@ class CausalLMQPolicy(CausalLMPolicy):
     def best_actions(self, hidden: Tensor, masks: Tensor | None) -> Tensor:
         """The actions (N,) with the highest values at hidden states (N, D), among those allowed (N, V)."""
         best = []
-        size = max(1, CHUNK_ELEMENTS // self.n_actions)
-        for start in range(0, len(hidden), size):
-            rows = slice(start, start + size)
+        for rows in chunks(len(hidden), self.n_actions, hidden.device):
             best.append(self._allowed(self.logits(hidden[rows]), None if masks is None else masks[rows]).argmax(-1))
         return torch.cat(best)
 

@@ -11,10 +11,18 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["sample_inverse_cdf", "token_log_probs", "truncate"]
+from textgym.agents.inference import FixedLinear
+
+__all__ = ["chunks", "sample_inverse_cdf", "token_log_probs", "truncate"]
 
 CHUNK_ELEMENTS = 2**21
 """Logits held at a time: 8 MB in float32, about the size of a processor's last cache."""
+
+GPU_CHUNK_ELEMENTS = 2**28
+"""The same on a GPU, 1 GB: there, each chunk costs the time to start its kernels."""
+
+CHUNK_ROWS = 128
+"""At least so many rows at a time, however large the vocabulary: each chunk reads the whole output embedding."""
 
 FIRST_LOOK = 256
 """How many of the likeliest tokens are looked at first for those that make up a share of the probability."""
@@ -72,12 +80,12 @@ class _TokenLogProbs(torch.autograd.Function):
         device = hidden.device.type
         ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         ctx.temperature, ctx.entropy_gradient = temperature, entropy_gradient
-        hidden_low, weight_low = hidden.to(ctx.dtype), weight.to(ctx.dtype)
+        product = FixedLinear(weight, None, ctx.dtype)
         log_prob = torch.empty(len(tokens), dtype=torch.float32, device=hidden.device)
         log_sum, entropy = torch.empty_like(log_prob), torch.empty_like(log_prob)
         bounds = None if top_k is None and top_p is None else torch.empty_like(log_prob)[:, None]
-        for rows in _chunks(len(tokens), len(weight)):
-            logits = _logits(hidden_low[rows], weight_low, bias, temperature)
+        for rows in chunks(len(tokens), len(weight), weight.device):
+            logits = _logits(product(hidden[rows]), bias, temperature)
             if bounds is not None:
                 bounds[rows] = _lower_bound(logits, top_k, top_p)
                 logits.masked_fill_(_outside(logits, bounds[rows], tokens[rows]), CUT_OFF)
@@ -95,13 +103,14 @@ class _TokenLogProbs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_log_prob: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, tokens, log_sum, entropy, bounds = ctx.saved_tensors
+        product = FixedLinear(weight, None, ctx.dtype)
         hidden_low, weight_low = hidden.to(ctx.dtype), weight.to(ctx.dtype)
         needs_weight = ctx.needs_input_grad[1]
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight) if needs_weight else None
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
-        for rows in _chunks(len(tokens), len(weight)):
-            logits = _logits(hidden_low[rows], weight_low, bias, ctx.temperature)
+        for rows in chunks(len(tokens), len(weight), weight.device):
+            logits = _logits(product(hidden_low[rows]), bias, ctx.temperature)
             if bounds is not None:
                 logits.masked_fill_(_outside(logits, bounds[rows], tokens[rows]), CUT_OFF)
             logits -= log_sum[rows, None]
@@ -125,13 +134,15 @@ class _TokenLogProbs(torch.autograd.Function):
         return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
 
-def _chunks(n_rows: int, width: int) -> list[slice]:
-    size = max(1, CHUNK_ELEMENTS // width)
+def chunks(n_rows: int, width: int, device: torch.device) -> list[slice]:
+    """Cuts N rows into parts whose logits (N, V) are held at a time."""
+    elements = CHUNK_ELEMENTS if device.type == "cpu" else GPU_CHUNK_ELEMENTS
+    size = max(CHUNK_ROWS, elements // width)
     return [slice(start, start + size) for start in range(0, n_rows, size)]
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    logits = (hidden @ weight.T).float()
+def _logits(product: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
+    logits = product.float()
     if bias is not None:
         logits += bias.float()
     if temperature != 1.0:

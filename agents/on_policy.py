@@ -49,6 +49,7 @@ class LanguageModelRollouts(LanguageModelAgent, OnPolicyAlgorithm):
             with the adapter switched off.
         kl_estimator: ``"k1"``, ``"k2"`` or ``"k3"`` (Schulman 2020).
         n_episodes: A rollout of this many whole episodes in place of ``n_steps``.
+        micro_batch_size: Tokens of the agent whose activations are held at a time.
         **kwargs: The algorithm's.
 
     Raises:
@@ -69,10 +70,12 @@ class LanguageModelRollouts(LanguageModelAgent, OnPolicyAlgorithm):
         ref_model: ModelLike | torch.nn.Module | None = None,
         kl_estimator: str = "k1",
         n_episodes: int | None = None,
+        micro_batch_size: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.kl_coef, self.kl_estimator = kl_coef, kl_estimator
         self.ref_model, self.n_episodes = ref_model, n_episodes
+        self.micro_batch_size = micro_batch_size
         self.reference: CausalLM | None = None
         self.rollout_kl_coef = 0.0  # that of the last rollout
         super().__init__(*args, **kwargs)
@@ -89,6 +92,7 @@ class LanguageModelRollouts(LanguageModelAgent, OnPolicyAlgorithm):
             self.reference = self._make_reference()
         if isinstance(self.rollout_buffer, TokenRolloutBuffer):
             self.rollout_buffer.before_advantages = self._finish_rollout
+            self.rollout_buffer.micro_batch_size = self.micro_batch_size
 
     def set_env(self, env: GymEnv | gym.vector.VectorEnv, force_reset: bool = True) -> None:
         """SB3's; the environments must suit the algorithm."""
@@ -112,12 +116,17 @@ class LanguageModelRollouts(LanguageModelAgent, OnPolicyAlgorithm):
             raise ConfigurationError(f"n_episodes is a whole number from 1 up, not {self.n_episodes!r}.")
         if hasattr(self.policy_class, "action_values"):
             raise ConfigurationError(f"{self.policy_class.__name__} has action values, which DQN is for.")
-        extended = self.uses_reference or self.n_episodes is not None
+        if self.micro_batch_size is not None and not (
+            isinstance(self.micro_batch_size, int) and self.micro_batch_size >= 1
+        ):
+            raise ConfigurationError(f"micro_batch_size is a whole number from 1 up, not {self.micro_batch_size!r}.")
+        extended = self.uses_reference or self.n_episodes is not None or self.micro_batch_size is not None
         plain_buffer = self.rollout_buffer_class not in (None, TokenRolloutBuffer)
         if extended and (not self.is_language_model or plain_buffer):
             raise ConfigurationError(
-                "kl_coef, ref_model and n_episodes are for language-model policies (policy='CausalLMPolicy' or "
-                f"'Seq2SeqLMPolicy') with the default rollout buffer, not for {self.policy_class.__name__}"
+                "kl_coef, ref_model, n_episodes and micro_batch_size are for language-model policies "
+                "(policy='CausalLMPolicy' or 'Seq2SeqLMPolicy') with the default rollout buffer, not for "
+                f"{self.policy_class.__name__}"
                 + (f" with {self.rollout_buffer_class.__name__}." if plain_buffer else ".")  # type: ignore[union-attr]
             )
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from gymnasium import spaces
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -21,6 +22,7 @@ from stable_baselines3.common.distributions import CategoricalDistribution, Dist
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import Schedule
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, PretrainedConfig
 
 from textgym.adapters import (
@@ -35,6 +37,7 @@ from textgym.adapters import (
 )
 from textgym.agents.decoding import IncrementalDecoder, supports_row_cache
 from textgym.agents.heads import sample_inverse_cdf, token_log_probs, truncate
+from textgym.agents.inference import FixedLinear, autocast, inference_copy
 from textgym.agents.language_model import (
     CausalLM,
     ModelLike,
@@ -145,6 +148,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         self.tokenizer: Any = None
         self.entropy_gradient = True
         self._decoders: list[IncrementalDecoder] | None = None
+        self._decoding_head: FixedLinear | None = None
         self._row_generators: list[np.random.Generator] | None = None
         self._before_forward: Callable[[], None] = lambda: None
         self._at_rollout_end: Callable[[], bool] = lambda: False
@@ -241,27 +245,29 @@ class CausalLMPolicy(ActorCriticPolicy):
             at_rollout_end: Tells whether only the values of unfinished episodes are still wanted: rows that have just
                 started again are then left out, since their value is multiplied by zero.
         """
-        outer = self._decoders, self._before_forward, self._at_rollout_end  # an evaluation may lie inside a rollout
+        # an evaluation may lie inside a rollout
+        outer = self._decoders, self._decoding_head, self._before_forward, self._at_rollout_end
         if self.can_decode_incrementally:
-            self._decoders = [IncrementalDecoder(trunk, n_rows) for trunk in self._trunks()]
+            in_autocast = self.compute_dtype is None or self._decodes_in_autocast
+            precision = self.compute_dtype, None if in_autocast else torch.float32
+            self._decoders = [IncrementalDecoder(inference_copy(t, *precision), n_rows) for t in self._trunks()]
+            self._decoding_head = FixedLinear(*self._head(self.model), *precision) if self.plain_head else None
         self._before_forward, self._at_rollout_end = before_forward, at_rollout_end
         try:
             yield
         finally:
-            self._decoders, self._before_forward, self._at_rollout_end = outer
+            self._decoders, self._decoding_head, self._before_forward, self._at_rollout_end = outer
 
     def forward(self, obs: Observation, deterministic: bool = False) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
         """Actions (B,) int64, values (B, 1) and log-probabilities (B,) float32."""
         self._before_forward()
         hidden, hidden_value = self.last_hidden(obs)
-        logits = self.logits(hidden)
-        actions = self.choose(logits, deterministic)
-        log_prob = logits.gather(-1, actions[:, None]).squeeze(-1) - logits.logsumexp(-1)
+        actions, log_prob = self.choose(self.logits(hidden), deterministic)
         return actions, self.values(hidden_value), log_prob
 
     def _predict(self, observation: Observation, deterministic: bool = False) -> Tensor:  # type: ignore[override]
         hidden, _ = self.last_hidden(observation)
-        return self.choose(self.logits(hidden), deterministic)
+        return self.choose(self.logits(hidden), deterministic)[0]
 
     def get_distribution(self, obs: Observation) -> Distribution:  # type: ignore[override]
         """The distribution over next tokens as SB3's categorical one."""
@@ -272,15 +278,19 @@ class CausalLMPolicy(ActorCriticPolicy):
         """Values (B, 1) float32."""
         return self.values(self.last_hidden(obs, skip_restarts=self._at_rollout_end())[1])
 
-    def choose(self, logits: Tensor, deterministic: bool) -> Tensor:
-        """Actions (B,) int64 from logits (B, V): the likeliest, or drawn."""
+    def choose(self, logits: Tensor, deterministic: bool) -> tuple[Tensor, Tensor]:
+        """Actions (B,) int64 from logits (B, V), the likeliest or drawn, and their log-probabilities (B,)."""
+        highest = logits.amax(-1, keepdim=True)
+        weights = (logits - highest).exp_()
         if deterministic:
-            return logits.argmax(-1)
-        if self._row_generators is None:
-            uniform = torch.rand(len(logits), device=logits.device)
+            actions = logits.argmax(-1)
+        elif self._row_generators is None:
+            actions = sample_inverse_cdf(weights, torch.rand(len(logits), device=logits.device))
         else:
             uniform = torch.tensor([g.random(dtype=np.float32) for g in self._row_generators], device=logits.device)
-        return sample_inverse_cdf(torch.softmax(logits, -1), uniform)
+            actions = sample_inverse_cdf(weights, uniform)
+        log_prob = logits.gather(-1, actions[:, None]) - highest
+        return actions, log_prob.squeeze(-1) - weights.sum(-1).log()
 
     @contextmanager
     def sampling_by_row(self, seeds: Sequence[int]) -> Iterator[None]:
@@ -301,14 +311,15 @@ class CausalLMPolicy(ActorCriticPolicy):
         """
         input_ids = obs["input_ids"].long()
         lengths = obs["attention_mask"].sum(-1, dtype=torch.long).clamp_min(1)
-        with self.autocast():
-            if self._decoders is not None and self._decoders[0].cache.n_rows == len(input_ids):
+        if self._decoders is not None and self._decoders[0].cache.n_rows == len(input_ids):
+            with self.autocast() if self._decodes_in_autocast else nullcontext():
                 states = [decoder.advance(input_ids, lengths, skip_restarts) for decoder in self._decoders]
-            else:
-                width = int(lengths.max())
-                rows = torch.arange(len(input_ids), device=input_ids.device)
-                group = SegmentGroup(input_ids[:, :width], obs["agent_mask"][:, :width].bool(), rows, lengths - 1)
-                states = [self.action_states(trunk, group) for trunk in self._trunks()]
+            return states[0], states[-1]
+        width = int(lengths.max())
+        rows = torch.arange(len(input_ids), device=input_ids.device)
+        group = SegmentGroup(input_ids[:, :width], obs["agent_mask"][:, :width].bool(), rows, lengths - 1)
+        with self.autocast():
+            states = [self.action_states(trunk, group) for trunk in self._trunks()]
         return states[0], states[-1]
 
     # ---------------------------------------------------------------- training
@@ -320,14 +331,24 @@ class CausalLMPolicy(ActorCriticPolicy):
 
         Segments, which our buffer yields, are encoded once each; plain observations, which SB3's yields, one by one.
         """
-        if isinstance(obs, TokenSegments):
-            with self.autocast():
-                states = [
-                    torch.cat([self.action_states(trunk, group) for group in obs.groups]) for trunk in self._trunks()
-                ]
-            hidden, hidden_value = states[0], states[-1]
-        else:
-            hidden, hidden_value = self.last_hidden(obs)
+        if not isinstance(obs, TokenSegments):
+            return self._evaluated(*self.last_hidden(obs), actions)
+        if not (obs.one_by_one and torch.is_grad_enabled()):
+            return self._evaluate_groups(obs.groups, actions)
+        of_groups = actions.split([len(group.rows) for group in obs.groups])
+        parts = [
+            checkpoint(self._evaluate_groups, (group,), own, use_reentrant=False, preserve_rng_state=False)
+            for group, own in zip(obs.groups, of_groups, strict=True)
+        ]
+        values, log_prob, entropy = (torch.cat(part) for part in zip(*parts, strict=True))
+        return values, log_prob, entropy
+
+    def _evaluate_groups(self, groups: Sequence[SegmentGroup], actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with self.autocast():
+            states = [torch.cat([self.action_states(trunk, group) for group in groups]) for trunk in self._trunks()]
+        return self._evaluated(states[0], states[-1], actions)
+
+    def _evaluated(self, hidden: Tensor, hidden_value: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         log_prob, entropy = self.log_probs(hidden, actions)
         return self.values(hidden_value), log_prob, entropy
 
@@ -341,10 +362,8 @@ class CausalLMPolicy(ActorCriticPolicy):
         """
         model = self.model if model is None else model
         actions = actions.long().flatten()
-        head = unwrapped(model).get_output_embeddings() if self._has_plain_head(model) else None
-        if head is not None:
-            weight = head.weight[: self.n_actions]
-            bias = None if head.bias is None else head.bias[: self.n_actions]
+        if self._has_plain_head(model):
+            weight, bias = self._head(model)
             with self.autocast():
                 options = self.temperature, self.entropy_gradient, self.top_k, self.top_p
                 return token_log_probs(hidden, weight, bias, actions, *options)
@@ -353,6 +372,11 @@ class CausalLMPolicy(ActorCriticPolicy):
         with nullcontext() if self.entropy_gradient else torch.no_grad():
             entropy = distribution.entropy()
         return distribution.log_prob(actions), entropy
+
+    def _head(self, model: CausalLM) -> tuple[Tensor, Tensor | None]:
+        """Weight (V, D) and bias (V,) of a plain head, cut to the action space."""
+        head = unwrapped(model).get_output_embeddings()
+        return head.weight[: self.n_actions], None if head.bias is None else head.bias[: self.n_actions]
 
     def encode(self, trunk: nn.Module, input_ids: Tensor) -> Tensor:
         """(B, W) right-padded to (B, W, D); causal attention keeps padding out of what comes before it."""
@@ -364,7 +388,7 @@ class CausalLMPolicy(ActorCriticPolicy):
 
     def reference_log_probs(self, model: CausalLM, segments: TokenSegments, actions: Tensor) -> Tensor:
         """Log-probabilities (N,) float32 of the segments' actions under another model with the same vocabulary."""
-        trunk = trunk_of(model)
+        trunk = inference_copy(trunk_of(model), self.compute_dtype)
         with torch.no_grad(), self.autocast():
             hidden = torch.cat([self.action_states(trunk, group) for group in segments.groups])
             return self.log_probs(hidden, actions, model)[0]
@@ -378,10 +402,15 @@ class CausalLMPolicy(ActorCriticPolicy):
             kept: (N,) tokens that are not cut off in any case.
         """
         model = self.model if model is None else model
-        with self.autocast():
-            head = unwrapped(model).get_output_embeddings()
-            logits = head(hidden) if self._has_plain_head(model) else self.head_logits(model, hidden)
-        return truncate(logits[:, : self.n_actions].float() / self.temperature, self.top_k, self.top_p, kept)
+        if model is self.model and self._decoding_head is not None:
+            logits = self._decoding_head(hidden)
+        else:
+            with self.autocast():
+                plain = self._has_plain_head(model)
+                logits = F.linear(hidden, *self._head(model)) if plain else self.head_logits(model, hidden)
+        logits = logits[:, : self.n_actions]
+        logits = logits.float() if self.temperature == 1 else logits.float() / self.temperature
+        return truncate(logits, self.top_k, self.top_p, kept)
 
     def head_logits(self, model: CausalLM, hidden: Tensor) -> Tensor:
         """A model's own logits (N, V') at its last hidden states (N, D), as wide as its head."""
@@ -391,11 +420,16 @@ class CausalLMPolicy(ActorCriticPolicy):
         """Values (N, 1) float32 at the critic's hidden states (N, D)."""
         return self.value_head(hidden.float())
 
+    @property
+    def _decodes_in_autocast(self) -> bool:
+        """On a CPU only the products are in a lower precision: of a few rows the rest costs no less there."""
+        return self.compute_dtype is not None and self.device.type != "cpu"
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision that the networks compute in."""
         if self.compute_dtype is None:
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.compute_dtype)
+        return autocast(self.device.type, self.compute_dtype)
 
     # ------------------------------------------------------------------ saving
 

@@ -40,6 +40,10 @@ class PPO(LanguageModelRollouts, stable_baselines3.PPO):
         n_episodes: A rollout of this many whole episodes, shared evenly among the environments, which are reset at its
             start; in place of ``n_steps``. An environment that is done before the others plays on, and what it plays
             is not trained on.
+        micro_batch_size: At most so many tokens of the agent, but at least one episode, have their activations in
+            memory at a time: the gradients are those of the whole minibatch, to rounding, for the price of another
+            forward pass (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016,
+            https://arxiv.org/abs/1604.06174). None: a whole minibatch.
 
     Raises:
         ConfigurationError: An option of language-model policies is given with another policy, or has a wrong value.
@@ -80,6 +84,7 @@ class PPO(LanguageModelRollouts, stable_baselines3.PPO):
         ref_model: ModelLike | torch.nn.Module | None = None,
         kl_estimator: str = "k1",
         n_episodes: int | None = None,
+        micro_batch_size: int | None = None,
     ) -> None:
         with warnings.catch_warnings():
             if n_episodes is not None:  # then n_steps, which SB3 wants the minibatches to divide, counts for nothing
@@ -115,4 +120,5 @@ class PPO(LanguageModelRollouts, stable_baselines3.PPO):
                 ref_model=ref_model,
                 kl_estimator=kl_estimator,
                 n_episodes=n_episodes,
+                micro_batch_size=micro_batch_size,
             )

@@ -43,7 +43,7 @@ class REINFORCE(LanguageModelRollouts):
         gamma: The discount of a step.
         ent_coef: The weight of the entropy in the objective.
         max_grad_norm: What the gradient is clipped to.
-        kl_coef, ref_model, kl_estimator: As in :class:`textgym.agents.PPO`.
+        kl_coef, ref_model, kl_estimator, micro_batch_size: As in :class:`textgym.agents.PPO`.
         stats_window_size, tensorboard_log, policy_kwargs, verbose, seed, device: As in SB3.
 
     Raises:
@@ -67,6 +67,7 @@ class REINFORCE(LanguageModelRollouts):
         kl_coef: KLCoefficient = 0.0,
         ref_model: ModelLike | torch.nn.Module | None = None,
         kl_estimator: str = "k1",
+        micro_batch_size: int | None = None,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -99,6 +100,7 @@ class REINFORCE(LanguageModelRollouts):
             ref_model=ref_model,
             kl_estimator=kl_estimator,
             n_episodes=n_episodes,
+            micro_batch_size=micro_batch_size,
         )
 
     def _setup_model(self) -> None:

@@ -45,9 +45,15 @@ class SegmentGroup:
 
 @dataclass(frozen=True)
 class TokenSegments:
-    """The observations of a minibatch: groups of segments; the actions are in the order of the groups."""
+    """The observations of a minibatch: groups of segments; the actions are in the order of the groups.
+
+    Args:
+        groups: The groups.
+        one_by_one: Whether only one group's activations may be held at a time, for the price of another forward pass.
+    """
 
     groups: tuple[SegmentGroup, ...]
+    one_by_one: bool = False
 
 
 class SegmentSamples(NamedTuple):
@@ -76,6 +82,10 @@ class _Segment:
     last_step: int  # inclusive
     place: int  # which one of the environment's segments in the rollout, from 0
 
+    @property
+    def n_actions(self) -> int:
+        return self.last_step - self.first_step + 1
+
 
 class TokenRolloutBuffer(RolloutBuffer):
     """SB3's rollout buffer for token environments: each environment's stream of tokens is stored once.
@@ -90,6 +100,7 @@ class TokenRolloutBuffer(RolloutBuffer):
         estimate_advantages: Gives the advantages of all segments, each ``(length,)``, in place of SB3's estimate from
             the values; None: SB3's.
         reference_log_probs: (T, E), the actions' log-probabilities under the reference; zeros where there is none.
+        micro_batch_size: At most so many actions, but at least one segment, are in a group; None: there is no limit.
         quota: (E,) how many whole episodes are still wanted of each environment; None: all steps are.
     """
 
@@ -105,6 +116,7 @@ class TokenRolloutBuffer(RolloutBuffer):
     ) -> None:
         self.before_advantages: Callable[[], None] = lambda: None
         self.estimate_advantages: Callable[[], Sequence[np.ndarray]] | None = None
+        self.micro_batch_size: int | None = None
         self.nominal_size = buffer_size
         super().__init__(buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs)
 
@@ -268,7 +280,7 @@ class TokenRolloutBuffer(RolloutBuffer):
     @property
     def n_trainable(self) -> int:
         """The number of actions that :meth:`get` yields an epoch."""
-        return sum(s.last_step - s.first_step + 1 for s in self.segments or ())
+        return sum(s.n_actions for s in self.segments or ())
 
     @property
     def n_begun(self) -> int:
@@ -290,7 +302,7 @@ class TokenRolloutBuffer(RolloutBuffer):
         batch: list[_Segment] = []
         size = 0
         for index in np.random.permutation(len(segments)):
-            length = segments[index].last_step - segments[index].first_step + 1
+            length = segments[index].n_actions
             if batch and abs(size + length - batch_size) > abs(size - batch_size):
                 yield self.samples(batch)
                 batch, size = [], 0
@@ -301,15 +313,15 @@ class TokenRolloutBuffer(RolloutBuffer):
     def samples(self, segments: Sequence[_Segment] | None = None) -> SegmentSamples:
         """A minibatch of these segments (None: all of them), rows of similar length together."""
         ordered = sorted(self.segments or [] if segments is None else segments, key=lambda s: s.stop - s.start)
-        groups = tuple(self._group(rows) for rows in _similar(ordered))
+        groups = tuple(self._group(rows) for rows in _similar(ordered, self.micro_batch_size))
         step, environment = self.indices(ordered)
-        lengths = [s.last_step - s.first_step + 1 for s in ordered]
+        lengths = [s.n_actions for s in ordered]
 
         def of_actions(values: np.ndarray) -> Tensor:
             return self.to_torch(values[step, environment])
 
         return SegmentSamples(
-            observations=TokenSegments(groups),
+            observations=TokenSegments(groups, one_by_one=self.micro_batch_size is not None),
             actions=of_actions(self.actions),
             old_values=of_actions(self.values),
             old_log_prob=of_actions(self.log_probs),
@@ -322,7 +334,7 @@ class TokenRolloutBuffer(RolloutBuffer):
     def indices(self, segments: Sequence[_Segment]) -> tuple[np.ndarray, np.ndarray]:
         """Steps and environments (N,) of the segments' actions, in order."""
         step = [np.arange(s.first_step, s.last_step + 1) for s in segments]
-        environment = [np.full(s.last_step - s.first_step + 1, s.environment) for s in segments]
+        environment = [np.full(s.n_actions, s.environment) for s in segments]
         return np.concatenate(step), np.concatenate(environment)
 
     def all_indices(self) -> tuple[np.ndarray, np.ndarray]:
@@ -343,16 +355,20 @@ class TokenRolloutBuffer(RolloutBuffer):
         return SegmentGroup(*(self.to_torch(array) for array in arrays))
 
 
-def _similar(segments: Sequence[_Segment]) -> list[list[_Segment]]:
-    """Cuts segments, sorted by length, into runs whose padding stays small."""
+def _similar(segments: Sequence[_Segment], most_actions: int | None = None) -> list[list[_Segment]]:
+    """Cuts segments, sorted by length, into runs whose padding stays small, of so many actions at most if it can be."""
     groups: list[list[_Segment]] = []
-    tokens = 0
+    tokens = actions = 0
     for segment in segments:
         length = segment.stop - segment.start
-        if groups and (len(groups[-1]) < 8 or tokens + length >= (1 - PADDING_SHARE) * (len(groups[-1]) + 1) * length):
+        if (
+            groups
+            and (len(groups[-1]) < 8 or tokens + length >= (1 - PADDING_SHARE) * (len(groups[-1]) + 1) * length)
+            and (most_actions is None or actions + segment.n_actions <= most_actions)
+        ):
             groups[-1].append(segment)
-            tokens += length
+            tokens, actions = tokens + length, actions + segment.n_actions
         else:
             groups.append([segment])
-            tokens = length
+            tokens, actions = length, segment.n_actions
     return groups

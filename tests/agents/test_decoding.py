@@ -5,6 +5,7 @@ import torch
 import transformers
 from toy import CONTEXT, MODELS, VOCABULARY
 
+from textgym.agents import decoding
 from textgym.agents.decoding import IncrementalDecoder, supports_row_cache
 
 
@@ -12,10 +13,12 @@ def random_ids(n, generator):
     return torch.randint(0, VOCABULARY, (n,), generator=generator)
 
 
+@pytest.mark.parametrize("growth", [1, 64])
 @pytest.mark.parametrize("shape", MODELS)
 @torch.no_grad()
-def test_hidden_states_equal_whole_passes(shape):
+def test_hidden_states_equal_whole_passes(shape, growth, monkeypatch):
     """Rows that gain no, one or several tokens, restart, and fill the context, all mixed."""
+    monkeypatch.setattr(decoding, "GROWTH", growth)  # at 1 the cache is never wider than its longest row
     generator = torch.Generator().manual_seed(1)
     trunk = MODELS[shape]().eval().base_model
     decoder = IncrementalDecoder(trunk, 5)

@@ -11,6 +11,7 @@ from textgym.agents.heads import sample_inverse_cdf, token_log_probs
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("entropy_gradient", [False, True])
 def test_values_and_gradients_equal_the_plain_formula(bias, temperature, entropy_gradient, monkeypatch):
+    monkeypatch.setattr(heads, "CHUNK_ROWS", 1)
     monkeypatch.setattr(heads, "CHUNK_ELEMENTS", 100)  # several chunks, the last one smaller
     torch.manual_seed(0)
     hidden = torch.randn(23, 8, dtype=torch.float64, requires_grad=True)
