@@ -1,12 +1,18 @@
 """Speed of one PPO iteration on the CPU, ours beside a hand-written loop and stock Stable-Baselines3, in one run.
 
-    python benchmarks/ppo.py                       # hand-written and textgym in turn, five times
+    python benchmarks/ppo.py                       # hand-written, generate alone and textgym in turn, five times
     python benchmarks/ppo.py --rows hand textgym sb3     # stock SB3 too: minutes a turn
-    python benchmarks/ppo.py --rows hand textgym-bf16    # where the CPU has AMX or AVX-512 BF16; elsewhere it crawls
     python benchmarks/ppo.py --lengths             # time a response token at 64 and at 512 response tokens
+    python benchmarks/ppo.py --rows textgym-long --envs 1024 --repeats 1   # the environment's share, context of 2,048
 
 The setting: GPT-2 shape with random weights (4 layers, width 256, 4 heads, vocabulary 8,192), 64 prompts of 32 tokens,
-32 response tokens each and no end token, 4 epochs of one full batch, KL to a frozen reference.
+32 response tokens each and no end token, 4 epochs of one full batch, KL to a frozen reference. Rows in bfloat16 are for
+a CPU with AMX or AVX-512 BF16; elsewhere they crawl.
+
+The least time that the machine could need for a part is that of its arithmetic, at the measured rate of a large matrix
+product in that precision, or of its bytes, at the measured rate of a large copy, whichever is longer. Arithmetic:
+matrix products alone, three forward passes an epoch in the update. Bytes: weights and cache once a decoding step,
+weights once a pass, and in each step of the optimizer gradients once and parameters and two moments twice.
 """
 
 from __future__ import annotations
@@ -16,55 +22,28 @@ import copy
 import json
 import statistics
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import stable_baselines3
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer, models, pre_tokenizers
+from random_words import KL_COEF, LEARNING_RATE, RandomWords, TimedAgent, score, word_tokenizer
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel
 
-import textgym
-from textgym import Sample, Task
 from textgym.agents import PPO, CausalLMPolicy
+from textgym.agents.inference import FixedLinear
 
-VOCABULARY, PROMPT, EPOCHS, KL_COEF, LEARNING_RATE = 8192, 32, 4, 0.05, 1e-5
-
-
-class RandomWords(Task):
-    """Prompts of random words."""
-
-    def __init__(self, n: int) -> None:
-        words = np.random.default_rng(0).integers(0, VOCABULARY, (n, PROMPT))
-        self.data = [Sample(id=str(i), prompt=" ".join(f"w{w}" for w in row)) for i, row in enumerate(words)]
-
-    def samples(self, split: str) -> list[Sample]:
-        return self.data
-
-
-def score(text: str) -> float:
-    """The reward of all rows: the share of even words."""
-    words = text.split()
-    return sum(int(word[1:]) % 2 == 0 for word in words) / max(1, len(words))
-
-
-def word_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word, and no end token."""
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=4096)
+LAYERS, WIDTH = 4, 256
+VOCABULARY, PROMPT, EPOCHS = 8192, 32, 4
 
 
 def gpt2(positions: int) -> GPT2LMHeadModel:
     """The model of all rows."""
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=VOCABULARY, n_layer=4, n_embd=256, n_head=4, n_positions=positions)
+    config = GPT2Config(vocab_size=VOCABULARY, n_layer=LAYERS, n_embd=WIDTH, n_head=4, n_positions=positions)
     config.bos_token_id = config.eos_token_id = None
     config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
     return GPT2LMHeadModel(config)
@@ -75,13 +54,13 @@ class HandWritten:
 
     def __init__(self, n_envs: int, response: int) -> None:
         self.response = response
-        self.tokenizer = word_tokenizer()
+        self.tokenizer = word_tokenizer(VOCABULARY)
         self.model = gpt2(PROMPT + response)
         self.reference = copy.deepcopy(self.model).eval()
-        self.value_head = nn.Linear(256, 1)
+        self.value_head = nn.Linear(WIDTH, 1)
         self.parameters = [*self.model.parameters(), *self.value_head.parameters()]
         self.optimizer = torch.optim.Adam(self.parameters, lr=LEARNING_RATE, eps=1e-5)
-        task = RandomWords(n_envs)
+        task = RandomWords(n_envs, PROMPT, VOCABULARY)
         self.prompts = torch.tensor([self.tokenizer(s.prompt)["input_ids"] for s in task.data])
 
     def log_probs_and_values(self, model: nn.Module, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -94,20 +73,13 @@ class HandWritten:
 
     def iteration(self) -> dict[str, float]:
         times, mark = {}, time.perf_counter()
-        with torch.no_grad():
-            ids = self.model.eval().generate(
-                self.prompts,
-                attention_mask=torch.ones_like(self.prompts),
-                do_sample=True,
-                top_k=0,
-                max_new_tokens=self.response,
-                pad_token_id=0,
-            )
+        ids = generated(self.model.eval(), self.prompts, self.response)
         times["decode"], mark = time.perf_counter() - mark, time.perf_counter()
         texts = self.tokenizer.batch_decode(ids[:, PROMPT:])
+        times["environment"], mark = time.perf_counter() - mark, time.perf_counter()
         rewards = torch.zeros(ids.shape[0], self.response)
         rewards[:, -1] = torch.tensor([score(text) for text in texts])
-        times["environment"], mark = time.perf_counter() - mark, time.perf_counter()
+        times["reward"], mark = time.perf_counter() - mark, time.perf_counter()
         with torch.no_grad():
             reference = self.log_probs_and_values(self.reference, ids)[0]
         times["reference"], mark = time.perf_counter() - mark, time.perf_counter()
@@ -136,68 +108,96 @@ class HandWritten:
         return (advantages - advantages.mean()) / (advantages.std() + 1e-8), returns
 
 
-class SB3Interface:
-    """An agent behind SB3's ``learn``, with its parts timed from outside."""
+def generated(model: GPT2LMHeadModel, prompts: torch.Tensor, response: int) -> torch.Tensor:
+    """transformers' ``generate``, drawing from the whole vocabulary."""
+    settings = {"do_sample": True, "top_k": 0, "max_new_tokens": response, "pad_token_id": 0}
+    with torch.no_grad():
+        return model.generate(prompts, attention_mask=torch.ones_like(prompts), **settings)
 
-    def __init__(self, algorithm: Any, policy: Any, n_envs: int, response: int, **policy_kwargs: Any) -> None:
-        venv = textgym.make_vec(
-            "bench/RandomWords-v0",
-            num_envs=n_envs,
-            tokenizer=word_tokenizer(),
-            max_new_tokens=response,
-            max_context=PROMPT + response,
-            copy=algorithm is not PPO,
-        )
-        ours = {"kl_coef": KL_COEF} if algorithm is PPO else {}
-        self.steps = n_envs * response
-        self.agent = algorithm(
-            policy,
-            textgym.sb3_vec_env(venv),
-            n_steps=response,
-            batch_size=self.steps,
-            n_epochs=EPOCHS,
-            learning_rate=LEARNING_RATE,
-            gamma=1.0,
-            seed=0,
-            device="cpu",
-            policy_kwargs={"model": gpt2(PROMPT + response), **policy_kwargs},
-            **ours,
-        )
-        self.times: dict[str, float] = defaultdict(float)
-        self.time_part(self.agent.env, "step_wait", "environment")
-        self.time_part(self.agent.policy, "forward", "decode")
-        self.time_part(self.agent.policy, "predict_values", "decode")
-        self.time_part(self.agent, "train", "update")
-        if algorithm is PPO:
-            self.time_part(self.agent.rollout_buffer, "before_advantages", "reference")
 
-    def time_part(self, owner: Any, name: str, part: str) -> None:
-        function: Callable[..., Any] = getattr(owner, name)
+class Generate:
+    """``generate`` alone, with the weights in this precision."""
 
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.times[part] += time.perf_counter() - start
-
-        object.__setattr__(owner, name, timed) if not isinstance(owner, nn.Module) else owner.__dict__.update(
-            {name: timed}
-        )
+    def __init__(self, n_envs: int, response: int, dtype: torch.dtype) -> None:
+        self.model = gpt2(PROMPT + response).to(dtype).eval()
+        self.prompts = torch.randint(0, VOCABULARY, (n_envs, PROMPT))
+        self.response = response
 
     def iteration(self) -> dict[str, float]:
-        self.times.clear()
-        self.agent.learn(self.steps, reset_num_timesteps=False)
-        return dict(self.times)
+        start = time.perf_counter()
+        generated(self.model, self.prompts, self.response)
+        return {"decode": time.perf_counter() - start}
+
+
+def on_gpt2(algorithm: Any, policy: Any, n_envs: int, response: int, **options: Any) -> TimedAgent:
+    """SB3's or our PPO in this setting."""
+    context = options.get("context") or PROMPT + response
+    return TimedAgent(algorithm, policy, gpt2(context), (n_envs, PROMPT, response), EPOCHS, **options)
 
 
 ROWS: dict[str, Callable[[int, int], Any]] = {
     "hand": HandWritten,
-    "textgym": lambda n, r: SB3Interface(PPO, "CausalLMPolicy", n, r),
-    "textgym-bf16": lambda n, r: SB3Interface(PPO, "CausalLMPolicy", n, r, dtype="bfloat16"),
-    "sb3": lambda n, r: SB3Interface(stable_baselines3.PPO, CausalLMPolicy, n, r),
+    "textgym": lambda n, r: on_gpt2(PPO, "CausalLMPolicy", n, r),
+    "textgym-bf16": lambda n, r: on_gpt2(PPO, "CausalLMPolicy", n, r, policy_kwargs={"dtype": "bfloat16"}),
+    "textgym-long": lambda n, r: on_gpt2(PPO, "CausalLMPolicy", n, r, context=2048, batch_size=64 * r),
+    "sb3": lambda n, r: on_gpt2(stable_baselines3.PPO, CausalLMPolicy, n, r),
+    "generate": lambda n, r: Generate(n, r, torch.float32),
+    "generate-bf16": lambda n, r: Generate(n, r, torch.bfloat16),
 }
-PARTS = ["decode", "environment", "reference", "update", "other"]
+PARTS = ["decode", "environment", "reward", "reference", "update", "other"]
+
+
+def matmul_rate(dtype: torch.dtype, size: int = 2048) -> float:
+    """Operations a second of the fastest large matrix product there is, which is not always ``torch.mm``."""
+    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
+    fixed = FixedLinear(right, None, None)
+    with torch.no_grad():
+        return 2 * size**3 / min(quickest(lambda: left @ right), quickest(lambda: fixed(left)))
+
+
+def copy_rate(megabytes: int = 512) -> float:
+    """Bytes a second, read and written, of a large copy."""
+    source = torch.ones(megabytes * 2**18)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / quickest(lambda: target.copy_(source))
+
+
+def quickest(function: Callable[[], Any], repeats: int = 7) -> float:
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def least_times(n_envs: int, response: int, dtype: torch.dtype) -> dict[str, float]:
+    """Seconds by part: see the head of this file."""
+    operations, bytes_a_second = matmul_rate(dtype), copy_rate()
+    size = 2 if dtype == torch.bfloat16 else 4
+    trunk, head = 12 * LAYERS * WIDTH**2, VOCABULARY * WIDTH
+    length, actions = PROMPT + response - 1, n_envs * response
+
+    def attention(n_tokens: int, start: int = 0) -> int:  # of queries at start to n_tokens, over all layers
+        return 4 * LAYERS * WIDTH * sum(range(start + 1, n_tokens + 1))
+
+    def needs(arithmetic: float, traffic: float) -> float:
+        return max(arithmetic / operations, traffic / bytes_a_second)
+
+    prefill = needs(n_envs * (2 * trunk * PROMPT + attention(PROMPT)), size * trunk)
+    cache = 2 * LAYERS * WIDTH * n_envs * sum(range(PROMPT + 1, length + 1))
+    steps = needs(
+        n_envs * (2 * trunk * (response - 1) + attention(length, PROMPT)),
+        size * ((response - 1) * trunk + cache),
+    )
+    drawing = needs(2 * head * actions, size * head * response)
+    forward = n_envs * (2 * trunk * length + attention(length)) + 2 * head * actions
+    optimizer = 4 * 7 * (trunk + head) / bytes_a_second
+    return {
+        "decode": prefill + steps + drawing,
+        "reference": needs(forward, size * (trunk + head)),
+        "update": EPOCHS * (needs(3 * forward, 2 * size * (trunk + head)) + optimizer),
+    }
 
 
 def measure(rows: dict[str, Any], repeats: int, tokens: dict[str, int]) -> dict[str, dict[str, float]]:
@@ -206,44 +206,41 @@ def measure(rows: dict[str, Any], repeats: int, tokens: dict[str, int]) -> dict[
     for turn in range(repeats + 1):
         for name, row in rows.items():
             start = time.perf_counter()
-            parts = row.iteration()
+            times = row.iteration()
             total = time.perf_counter() - start
-            parts = {**parts, "other": total - sum(parts.values()), "total": total}
             if turn:
-                seen[name].append(parts)
+                seen[name].append({**times, "other": total - sum(times.values()), "total": total})
     table = {}
     for name, turns in seen.items():
-        medians = {part: statistics.median(t.get(part, 0.0) for t in turns) for part in [*PARTS, "total"]}
-        rates = sorted(tokens[name] / t["total"] for t in turns)
-        table[name] = {**medians, "rate": statistics.median(rates), "low": rates[0], "high": rates[-1]}
+        parts = [part for part in [*PARTS, "total"] if part in turns[0]]
+        table[name] = {part: statistics.median(t[part] for t in turns) for part in parts}
+        if "update" in parts:  # a whole iteration
+            rates = sorted(tokens[name] / t["total"] for t in turns)
+            table[name] |= {"rate": statistics.median(rates), "low": rates[0], "high": rates[-1]}
     return table
 
 
 def show(table: dict[str, dict[str, float]]) -> None:
     base = table["hand"]["rate"] if "hand" in table else None
-    print(f"{'row':14} {'tokens/s':>9} {'(min, max)':>16} {'x hand':>7}  seconds a turn: " + "  ".join(PARTS))
+    print(f"| row | tokens/s (min, max) | x hand | {' | '.join(PARTS)} |")
+    print("|---" * (3 + len(PARTS)) + "|")
     for name, row in table.items():
-        ratio = f"{row['rate'] / base:7.2f}" if base else " " * 7
-        parts = "  ".join(f"{row[part]:{len(part)}.3f}" for part in PARTS)
-        spread = f"({row['low']:.0f}, {row['high']:.0f})"
-        print(f"{name:14} {row['rate']:9.0f} {spread:>16} {ratio}  {'':15} {parts}")
+        rate = f"{row['rate']:.0f} ({row['low']:.0f}, {row['high']:.0f})" if "rate" in row else ""
+        ratio = f"{row['rate'] / base:.2f}" if base and "rate" in row else ""
+        print(f"| {name} | {rate} | {ratio} | {' | '.join(f'{row[p]:.3f}' if p in row else '' for p in PARTS)} |")
     for name, row in table.items():
-        print(f"{name}: the environment's share is {100 * row['environment'] / row['total']:.1f}%")
-
-
-@contextmanager
-def registered(n_envs: int) -> Iterator[None]:
-    textgym.register(
-        "bench/RandomWords-v0",
-        task=lambda: RandomWords(n_envs),
-        reward=textgym.reward(lambda response: score(response)),
-    )
-    yield
+        if "rate" in row:
+            print(f"{name}: the environment's share is {100 * row['environment'] / row['total']:.1f}%")
+    for suffix in ("", "-bf16"):
+        if f"generate{suffix}" in table and f"textgym{suffix}" in table:
+            ratio = table[f"generate{suffix}"]["decode"] / table[f"textgym{suffix}"]["decode"]
+            print(f"decoding, textgym{suffix} against generate{suffix}: {ratio:.2f} times as fast")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", default=["hand", "textgym"], choices=ROWS)
+    rows_by_default = ["hand", "textgym", "textgym-bf16", "generate", "generate-bf16"]
+    parser.add_argument("--rows", nargs="+", default=rows_by_default, choices=ROWS)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--envs", type=int, default=64)
     parser.add_argument("--response", type=int, default=32)
@@ -252,15 +249,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the table as JSON")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    with registered(options.envs):
-        if options.lengths:
-            sizes = {"64": (options.envs, 64), "512": (options.envs // 8 or 1, 512)}
-            rows = {name: ROWS["textgym"](*size) for name, size in sizes.items()}
-            tokens = {name: n * r for name, (n, r) in sizes.items()}
-        else:
-            rows = {name: ROWS[name](options.envs, options.response) for name in options.rows}
-            tokens = dict.fromkeys(rows, options.envs * options.response)
-        table = measure(rows, options.repeats, tokens)
+    if options.lengths:
+        sizes = {"64": (options.envs, 64), "512": (options.envs // 8 or 1, 512)}
+        rows = {name: ROWS["textgym"](*size) for name, size in sizes.items()}
+        tokens = {name: n * r for name, (n, r) in sizes.items()}
+    else:
+        rows = {name: ROWS[name](options.envs, options.response) for name in options.rows}
+        tokens = dict.fromkeys(rows, options.envs * options.response)
+    table = measure(rows, options.repeats, tokens)
+    if not options.lengths:
+        for dtype in (torch.float32, torch.bfloat16):
+            table[f"least, {str(dtype).removeprefix('torch.')}"] = least_times(options.envs, options.response, dtype)
     show(table)
     if options.lengths:
         print(f"time a token at 512 over that at 64: {table['64']['rate'] / table['512']['rate']:.2f}")

@@ -1,0 +1,133 @@
+"""What the measurements of speed and memory share: a task of random words, a token each, and an agent on it."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+import textgym
+from textgym import Sample, Task
+from textgym.agents import PPO
+
+KL_COEF, LEARNING_RATE = 0.05, 1e-5
+
+
+class RandomWords(Task):
+    """Prompts of random words."""
+
+    def __init__(self, n: int, length: int, vocabulary: int) -> None:
+        words = np.random.default_rng(0).integers(0, vocabulary, (n, length))
+        self.data = [Sample(id=str(i), prompt=" ".join(f"w{w}" for w in row)) for i, row in enumerate(words)]
+
+    def samples(self, split: str) -> list[Sample]:
+        return self.data
+
+
+def score(response: str) -> float:
+    """The share of even words."""
+    words = response.split()
+    return sum(int(word[1:]) % 2 == 0 for word in words) / max(1, len(words))
+
+
+def word_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """One token a word, and no end token."""
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocabulary)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=4096)
+
+
+def make_venv(
+    sizes: tuple[int, int, int], vocabulary: int, context: int | None = None, **options: Any
+) -> textgym.TokenVectorEnv:
+    """The environments: (how many, tokens of a prompt, tokens of a reply)."""
+    n_envs, prompt, response = sizes
+    name = f"bench/RandomWords-{n_envs}-{prompt}-{vocabulary}-v0"
+    if name not in gymnasium.registry:
+        textgym.register(name, task=partial(RandomWords, n_envs, prompt, vocabulary), reward=textgym.reward(score))
+    budgets = {"max_new_tokens": response, "max_context": context or prompt + response}
+    return textgym.make_vec(name, num_envs=n_envs, tokenizer=word_tokenizer(vocabulary), **budgets, **options).unwrapped
+
+
+class TimedAgent:
+    """An agent behind SB3's ``learn``, with its parts timed from outside.
+
+    Args:
+        algorithm: textgym's PPO, or SB3's.
+        policy: Its policy.
+        model: The model, whose vocabulary is the tokenizer's.
+        sizes: (episodes, tokens of a prompt, tokens of a reply).
+        n_epochs: Of an iteration, each of one full batch where the options do not say otherwise.
+        policy_kwargs: Beside the model.
+        context: Of the environment; None: what prompt and reply take.
+        options: Of the algorithm.
+    """
+
+    def __init__(
+        self,
+        algorithm: Any,
+        policy: Any,
+        model: PreTrainedModel,
+        sizes: tuple[int, int, int],
+        n_epochs: int,
+        policy_kwargs: dict[str, Any] | None = None,
+        context: int | None = None,
+        **options: Any,
+    ) -> None:
+        n_envs, _, response = sizes
+        venv = make_venv(sizes, model.config.vocab_size, context, copy=algorithm is not PPO)
+        ours = {"kl_coef": KL_COEF} if algorithm is PPO else {}
+        self.steps = n_envs * response
+        self.agent = algorithm(
+            policy,
+            textgym.sb3_vec_env(venv),
+            n_steps=response,
+            n_epochs=n_epochs,
+            learning_rate=LEARNING_RATE,
+            gamma=1.0,
+            seed=0,
+            policy_kwargs={"model": model, **(policy_kwargs or {})},
+            **{"device": "cpu", "batch_size": self.steps, **ours, **options},
+        )
+        self.times: dict[str, float] = defaultdict(float)
+        self.time_part(self.agent.env, "step_wait", "environment")
+        self.time_part(venv.setting.reward, "score_at", "reward")
+        self.time_part(self.agent.policy, "forward", "decode")
+        self.time_part(self.agent.policy, "predict_values", "decode")
+        self.time_part(self.agent, "train", "update")
+        if algorithm is PPO:
+            self.time_part(self.agent.rollout_buffer, "before_advantages", "reference")
+
+    def time_part(self, owner: Any, name: str, part: str) -> None:
+        function: Callable[..., Any] = getattr(owner, name)
+        on_gpu = self.agent.device.type == "cuda"
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                if on_gpu:
+                    torch.cuda.synchronize()
+                self.times[part] += time.perf_counter() - start
+
+        if isinstance(owner, nn.Module):
+            owner.__dict__[name] = timed
+        else:
+            setattr(owner, name, timed)
+
+    def iteration(self) -> dict[str, float]:
+        """Seconds by part."""
+        self.times.clear()
+        self.agent.learn(self.steps, reset_num_timesteps=False)
+        self.times["environment"] -= self.times["reward"]  # which it calls
+        return dict(self.times)
