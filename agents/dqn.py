@@ -84,7 +84,7 @@ class CausalLMQPolicy(CausalLMPolicy):
     def act(self, obs: Observation, exploring: Tensor, masks: Tensor | None) -> Tensor:
         """Actions (B,) int64: greedy, or drawn from the softmax policy where (B,) ``exploring`` is true."""
         logits = self._allowed(self.logits(self.last_hidden(obs)[0]), masks)
-        return torch.where(exploring, self.choose(logits, False)[0], self.choose(logits, True)[0])
+        return torch.where(exploring, self.choose(logits, False)[0], logits.argmax(-1))
 
     def action_values(self, hidden: Tensor, actions: Tensor) -> Tensor:
         """Q (N,) float32 of actions (N,) at hidden states (N, D)."""

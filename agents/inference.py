@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 
-__all__ = ["FixedLinear", "inference_copy"]
+__all__ = ["FixedLinear", "autocast", "inference_copy"]
 
 
 class FixedLinear(nn.Module):

@@ -282,15 +282,15 @@ class CausalLMPolicy(ActorCriticPolicy):
         """Actions (B,) int64 from logits (B, V), the likeliest or drawn, and their log-probabilities (B,)."""
         highest = logits.amax(-1, keepdim=True)
         weights = (logits - highest).exp_()
-        if deterministic:
-            actions = logits.argmax(-1)
-        elif self._row_generators is None:
-            actions = sample_inverse_cdf(weights, torch.rand(len(logits), device=logits.device))
-        else:
-            uniform = torch.tensor([g.random(dtype=np.float32) for g in self._row_generators], device=logits.device)
-            actions = sample_inverse_cdf(weights, uniform)
+        actions = logits.argmax(-1) if deterministic else sample_inverse_cdf(weights, self._uniform(logits))
         log_prob = logits.gather(-1, actions[:, None]) - highest
         return actions, log_prob.squeeze(-1) - weights.sum(-1).log()
+
+    def _uniform(self, logits: Tensor) -> Tensor:
+        """A number from [0, 1) for each row (B,)."""
+        if self._row_generators is None:
+            return torch.rand(len(logits), device=logits.device)
+        return torch.tensor([g.random(dtype=np.float32) for g in self._row_generators], device=logits.device)
 
     @contextmanager
     def sampling_by_row(self, seeds: Sequence[int]) -> Iterator[None]:
