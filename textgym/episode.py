@@ -113,7 +113,10 @@ class Episode:
     @property
     def response(self) -> str:
         """The text of the agent's last turn, empty before its first."""
-        return next((turn.text for turn in reversed(self.turns) if turn.role == "assistant"), "")
+        for turn in reversed(self.turns):
+            if turn.role == "assistant":
+                return turn.text
+        return ""
 
     @property
     def responses(self) -> list[str]:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from functools import cache, cached_property
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from textgym.episode import Episode, Sample
 from textgym.errors import ConfigurationError, TokenizerError
@@ -147,12 +150,21 @@ class Renderer:
             ids += self.reply_ids(turn.text) if turn.role == "assistant" else self.message_ids(turn.text, ids[-1])
         return ids
 
-    def decode(self, replies: list[list[int]]) -> list[str]:
-        """The texts of the agent's tokens, special ones left out."""
-        if not replies:
-            return []  # of which transformers makes one empty text
+    def decode(self, replies: Sequence[np.ndarray]) -> list[str]:
+        """The texts of the agent's tokens, ``(length,)`` each; special ones left out.
+
+        Replies of one length go to the tokenizer as one array: of a list it looks at every id before it begins.
+        """
+        alike: dict[int, list[int]] = {}
+        for i, reply in enumerate(replies):
+            alike.setdefault(len(reply), []).append(i)
         options = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-        return [str(text) for text in self.tokenizer.batch_decode(replies, **options)]
+        texts = [""] * len(replies)
+        for places in alike.values():
+            batch = np.stack([replies[i] for i in places])
+            for i, text in zip(places, self.tokenizer.batch_decode(batch, **options), strict=True):
+                texts[i] = text
+        return texts
 
     @cached_property
     def rewrites_history(self) -> bool:

@@ -202,8 +202,8 @@ class TokenSetting(Setting):
 
     def may_complete_stop(self, tokens: np.ndarray) -> np.ndarray:
         """Whether each token may hold the last character of a stop string, ``(n,)`` bool."""
-        unknown = tokens[self._stop_table[tokens] == 0].tolist()
-        for token, text in zip(unknown, self.renderer.decode([[token] for token in unknown]), strict=True):
+        unknown = tokens[self._stop_table[tokens] == 0]
+        for token, text in zip(unknown.tolist(), self.renderer.decode(unknown[:, None]), strict=True):
             self._stop_table[token] = 2 if any(_may_hold(text, stop[-1]) for stop in self.stop) else 1
         return self._stop_table[tokens] == 2
 

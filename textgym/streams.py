@@ -7,6 +7,7 @@ Shapes: n is the number of rows, C the context.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,18 +56,23 @@ class Streams:
         self.lengths = np.zeros(n, np.int64)
         self.episodes: list[Episode | None] = [None] * n
         self._turn_starts = np.zeros(n, np.int64)
+        self._turn_limits = np.zeros(n, np.int64)  # the length at which a turn ends in any case
         self._rngs: list[np.random.Generator | None] = [None] * n
         self._live = np.zeros(n, dtype=bool)
         self._rows = np.arange(n)
+        self._firsts = self._rows * setting.max_context  # where each row begins in a flat array
 
     @property
     def observation(self) -> dict[str, np.ndarray]:
         """Views of the three arrays, ``(n, C)`` each."""
         return {"input_ids": self.input_ids, "attention_mask": self.attention_mask, "agent_mask": self.agent_mask}
 
-    def observation_of(self, row: int) -> dict[str, np.ndarray]:
-        """Copies of one row, ``(C,)`` each."""
-        return {name: array[row].copy() for name, array in self.observation.items()}
+    def observations_of(self, rows: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        """Copies of these rows, ``(C,)`` each."""
+        if not rows:
+            return []
+        copies = self.input_ids[rows], self.attention_mask[rows], self.agent_mask[rows]
+        return [dict(zip(self.observation, arrays, strict=True)) for arrays in zip(*copies, strict=True)]
 
     def begin(
         self, row: int, rng: np.random.Generator, seed: int | None = None, index: int | None = None
@@ -77,8 +83,7 @@ class Streams:
         sample = self.setting.samples[index]
         for array in (self.input_ids, self.attention_mask, self.agent_mask):
             array[row] = 0
-        self.lengths[row] = 0
-        self._append(row, prompt)
+        self._append(row, 0, prompt)
         self.episodes[row] = Episode(sample, seed=seed)
         self._rngs[row] = rng
         self._live[row] = True
@@ -94,9 +99,10 @@ class Streams:
             InvalidAction: One of them is no token id.
             ResetNeeded: A row has no episode under way.
         """
-        if not self._live.all():
+        if np.count_nonzero(self._live) < len(self._live):
             raise ResetNeeded("the episode is over, or has not begun: call reset before step.")
-        self._write(self._checked(tokens))
+        tokens = self._checked(tokens)
+        self._write(tokens)
         endings = self._endings(tokens)
         rewards = np.zeros(len(tokens))
         ended = np.zeros(len(tokens), dtype=bool)
@@ -118,33 +124,36 @@ class Streams:
     def _checked(self, tokens: np.ndarray) -> np.ndarray:
         if tokens.dtype.kind not in "iu" or tokens.shape != self._rows.shape:
             raise InvalidAction(f"expected {len(self._rows)} token id(s), not {tokens!r}.")
-        if tokens.min() < 0 or tokens.max() >= self.setting.vocabulary_size:
+        tokens = tokens.astype(np.int64, copy=False)
+        if tokens.view(np.uint64).max() >= self.setting.vocabulary_size:  # where a negative one is a large one
             raise InvalidAction(f"token ids are 0 to {self.setting.vocabulary_size - 1}; got {tokens.tolist()}.")
         return tokens
 
     def _write(self, tokens: np.ndarray) -> None:
-        self.input_ids[self._rows, self.lengths] = tokens
-        self.attention_mask[self._rows, self.lengths] = 1
-        self.agent_mask[self._rows, self.lengths] = 1
+        places = self._firsts + self.lengths
+        self.input_ids.reshape(-1)[places] = tokens
+        self.attention_mask.reshape(-1)[places] = 1
+        self.agent_mask.reshape(-1)[places] = 1
         self.lengths += 1
 
-    def _append(self, row: int, ids: np.ndarray) -> None:
-        """Appends the environment's tokens; the agent's turn begins after them."""
-        start = self.lengths[row]
+    def _append(self, row: int, start: int, ids: np.ndarray) -> None:
+        """Appends the environment's tokens to a stream of length ``start``; the agent's turn begins after them."""
         end = start + len(ids)
         self.input_ids[row, start:end] = ids
         self.attention_mask[row, start:end] = 1
         self.lengths[row] = self._turn_starts[row] = end
+        self._turn_limits[row] = min(end + self.setting.max_new_tokens, self.setting.max_context)
 
     def _endings(self, tokens: np.ndarray) -> dict[int, Ending]:
         """The rows whose turn ends with these tokens, ascending."""
         setting = self.setting
         by_token = setting.is_end_token[tokens]
-        suspects = by_token | (self.lengths - self._turn_starts >= setting.max_new_tokens)
-        suspects |= self.lengths >= setting.max_context
+        suspects = by_token | (self.lengths >= self._turn_limits)
         if setting.stop:
             suspects |= setting.may_complete_stop(tokens)
-        rows = np.flatnonzero(suspects)
+        (rows,) = suspects.nonzero()
+        if not len(rows):
+            return {}
         texts = self._turn_texts(rows, self.lengths[rows] - by_token[rows])
         found = {row: self._ending(row, bool(by_token[row]), text) for row, text in texts.items()}
         return {row: ending for row, ending in found.items() if ending is not None}
@@ -163,7 +172,7 @@ class Streams:
         """By row, ascending, what the agent has written in its turn up to these places."""
         starts = self._turn_starts[rows].tolist()
         spans = zip(rows.tolist(), starts, ends.tolist(), strict=True)
-        replies = {row: self.input_ids[row, start:end].tolist() for row, start, end in spans}
+        replies = {row: self.input_ids[row, start:end] for row, start, end in spans}
         return dict(zip(replies, self.setting.renderer.decode(list(replies.values())), strict=True))
 
     def _draft(self, endings: dict[int, Ending]) -> None:
@@ -186,13 +195,13 @@ class Streams:
         answer = close_turn(setting, episode, ending.text, ending.reason, rng)
         if answer is None:
             return True
-        last_token = int(self.input_ids[row, self.lengths[row] - 1])
-        ids = setting.renderer.message_ids(answer, last_token, ending.unread)
-        if self.lengths[row] + len(ids) >= setting.max_context:  # no room for a reply
+        length = int(self.lengths[row])
+        ids = setting.renderer.message_ids(answer, int(self.input_ids[row, length - 1]), ending.unread)
+        if length + len(ids) >= setting.max_context:  # no room for a reply
             episode.stop_reason = "context"
             return True
         episode.turns.append(Turn("user", answer))
-        self._append(row, np.asarray(ids, dtype=np.int64))
+        self._append(row, length, np.asarray(ids, dtype=np.int64))
         return False
 
     def _score(self, endings: dict[int, Ending], ended: np.ndarray, scores: dict[int, list[Score]]) -> None:

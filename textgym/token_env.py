@@ -124,7 +124,7 @@ class TokenEnv(gymnasium.Env[dict[str, np.ndarray], Any]):
         """
         super().reset(seed=seed)
         info = self._streams.begin(0, self.np_random, seed, (options or {}).get("sample"))
-        return self._streams.observation_of(0), info
+        return self._streams.observations_of([0])[0], info
 
     def step(self, action: Any) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         """Appends the agent's token, and where it ends the turn, the environment's answer.
@@ -137,7 +137,7 @@ class TokenEnv(gymnasium.Env[dict[str, np.ndarray], Any]):
         if tokens.size != 1:
             raise InvalidAction(f"an action is one token id, not {action!r}.")
         rewards, ended, infos = self._streams.advance(tokens.reshape(1))
-        return self._streams.observation_of(0), float(rewards[0]), bool(ended[0]), False, infos.get(0, {})
+        return self._streams.observations_of([0])[0], float(rewards[0]), bool(ended[0]), False, infos.get(0, {})
 
     def step_turn(
         self, ids: Sequence[int] | np.ndarray

@@ -163,8 +163,9 @@ class TokenVectorEnv(VectorEnv[dict[str, np.ndarray], np.ndarray, np.ndarray]):
             truncated = (self._steps >= self.max_episode_steps) & ~terminated
         over = terminated | truncated
         infos = step_infos
-        for row in np.flatnonzero(over).tolist():
-            final = {"final_obs": self._streams.observation_of(row), "final_info": step_infos.get(row, {})}
+        rows = over.nonzero()[0].tolist()
+        for row, final_obs in zip(rows, self._streams.observations_of(rows), strict=True):
+            final = {"final_obs": final_obs, "final_info": step_infos.get(row, {})}
             infos[row] = {**final, **self._begin(row)}
         return self._observation(), rewards, terminated, truncated, batched_infos(infos, self.num_envs)
 
@@ -232,18 +233,17 @@ def batched_infos(infos: Mapping[int, dict[str, Any]], n: int) -> dict[str, Any]
     """
     batched: dict[str, Any] = {}
     for name in dict.fromkeys(chain.from_iterable(infos.values())):
-        rows = [row for row, info in infos.items() if name in info]
-        values = [infos[row][name] for row in rows]
+        having = {row: info[name] for row, info in infos.items() if name in info}
+        rows, values = np.fromiter(having, np.int64), list(having.values())
         first = values[0]
         if isinstance(first, dict) and name != "final_obs":
-            batched[name] = batched_infos(dict(zip(rows, values, strict=True)), n)
+            batched[name] = batched_infos(having, n)
         elif isinstance(first, (bool, int, float, np.number, np.ndarray)):
             batched[name] = np.zeros((n, *np.shape(first)), dtype=getattr(first, "dtype", type(first)))
             batched[name][rows] = values
         else:
             batched[name] = np.full(n, None, dtype=object)
-            for row, value in zip(rows, values, strict=True):
-                batched[name][row] = value
+            batched[name][rows] = np.fromiter(values, dtype=object)
         batched[f"_{name}"] = np.zeros(n, dtype=bool)
         batched[f"_{name}"][rows] = True
     return batched

@@ -188,7 +188,15 @@ def test_every_text_survives(chat_tokenizer, text):
     for format in ("chat", "plain"):
         renderer = Renderer(chat_tokenizer, format)
         assert text in text_of(chat_tokenizer, renderer.prompt_ids(Sample("a", text)))
-        assert renderer.decode([renderer.reply_ids(text), []]) == [text, ""]
+        assert renderer.decode([np.array(renderer.reply_ids(text)), np.array([], int)]) == [text, ""]
+
+
+def test_replies_of_several_lengths_stay_in_order(chat_tokenizer):
+    renderer = Renderer(chat_tokenizer)
+    texts = ["one", "three of them", "", "two", "four of them"]
+    replies = [np.array(chat_tokenizer.encode(text, add_special_tokens=False), int) for text in texts]
+    assert renderer.decode(replies) == texts
+    assert renderer.decode([]) == []
 
 
 def test_the_tokenizer_is_left_as_it_was(chat_tokenizer):

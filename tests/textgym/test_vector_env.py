@@ -151,7 +151,8 @@ def test_misuse(capitals, tokenizer):
     with pytest.raises(ResetNeeded):
         venv.step(np.array([0, 0]))
     venv.reset(seed=0)
-    for actions in ([0], [0, -1], [0, 10**6], [0.5, 1.0], ["a", "b"]):
+    narrow = np.array([0, -1], np.int8)
+    for actions in ([0], [0, -1], [0, 10**6], [0, 2**64 - 1], narrow, [0.5, 1.0], ["a", "b"]):
         with pytest.raises(InvalidAction):
             venv.step(np.array(actions))
     with pytest.raises(ConfigurationError, match="num_envs=0"):
