@@ -59,14 +59,15 @@ class RowCache(DynamicCache):
         self.keys: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
         self.rows: Tensor | None = None
-        self.columns = torch.empty(0)
+        self.places = torch.empty(0), torch.empty(0)
         self.width = 0
         self.fresh = True
 
     def at(self, rows: Tensor | None, starts: Tensor, n_new: int, width: int, fresh: bool) -> RowCache:
         """Aims the next forward pass at ``rows`` (None: all of them), from column ``starts`` (R,) on."""
         self.rows, self.width, self.fresh = rows, width, fresh
-        self.columns = starts[:, None] + torch.arange(n_new, device=starts.device)
+        written = torch.arange(self.n_rows, device=starts.device) if rows is None else rows
+        self.places = written[:, None], starts[:, None] + torch.arange(n_new, device=starts.device)
         return self
 
     def update(
@@ -89,8 +90,8 @@ class RowCache(DynamicCache):
             if held is not None:
                 grown[:, :, : held.shape[2]] = held
             store[layer] = held = grown
-        rows = torch.arange(self.n_rows, device=new.device) if self.rows is None else self.rows
-        held[rows[:, None], :, self.columns] = new.transpose(1, 2).to(held.dtype)
+        rows, columns = self.places
+        held[rows, :, columns] = new.transpose(1, 2).to(held.dtype)
         return held
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

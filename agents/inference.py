@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -75,13 +74,15 @@ def inference_copy(module: Any, dtype: torch.dtype | None = None, result_dtype: 
         dtype, result_dtype: Of the linear layers. Where a copy is called under autocast, ``dtype`` is its precision;
             with ``result_dtype=torch.float32`` it needs none, and computes all but the products in float32.
     """
-    shared = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    copied = copy.deepcopy(module, shared)
-    for parent in list(copied.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) in (nn.Linear, Conv1D) and not _is_hooked(child):
-                weight = child.weight if type(child) is nn.Linear else child.weight.T
-                setattr(parent, name, FixedLinear(weight, child.bias, dtype, result_dtype))
+    if type(module) in (nn.Linear, Conv1D) and not _is_hooked(module):
+        weight = module.weight if type(module) is nn.Linear else module.weight.T
+        return FixedLinear(weight, module.bias, dtype, result_dtype)
+    parts = module._modules.items()
+    copied = object.__new__(type(module))  # copy.copy goes by pickle, which some modules refuse
+    copied.__dict__.update(module.__dict__)
+    copied.__dict__["_modules"] = {
+        name: None if part is None else inference_copy(part, dtype, result_dtype) for name, part in parts
+    }
     return copied
 
 

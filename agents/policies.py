@@ -280,11 +280,9 @@ class CausalLMPolicy(ActorCriticPolicy):
 
     def choose(self, logits: Tensor, deterministic: bool) -> tuple[Tensor, Tensor]:
         """Actions (B,) int64 from logits (B, V), the likeliest or drawn, and their log-probabilities (B,)."""
-        highest = logits.amax(-1, keepdim=True)
-        weights = (logits - highest).exp_()
-        actions = logits.argmax(-1) if deterministic else sample_inverse_cdf(weights, self._uniform(logits))
-        log_prob = logits.gather(-1, actions[:, None]) - highest
-        return actions, log_prob.squeeze(-1) - weights.sum(-1).log()
+        probabilities = logits.softmax(-1)
+        actions = logits.argmax(-1) if deterministic else sample_inverse_cdf(probabilities, self._uniform(logits))
+        return actions, probabilities.gather(-1, actions[:, None]).squeeze(-1).log()
 
     def _uniform(self, logits: Tensor) -> Tensor:
         """A number from [0, 1) for each row (B,)."""

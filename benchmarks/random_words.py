@@ -101,8 +101,7 @@ class TimedAgent:
         self.times: dict[str, float] = defaultdict(float)
         self.time_part(self.agent.env, "step_wait", "environment")
         self.time_part(venv.setting.reward, "score_at", "reward")
-        self.time_part(self.agent.policy, "forward", "decode")
-        self.time_part(self.agent.policy, "predict_values", "decode")
+        self.time_part(self.agent, "collect_rollouts", "decode")
         self.time_part(self.agent, "train", "update")
         if algorithm is PPO:
             self.time_part(self.agent.rollout_buffer, "before_advantages", "reference")
@@ -129,5 +128,7 @@ class TimedAgent:
         """Seconds by part."""
         self.times.clear()
         self.agent.learn(self.steps, reset_num_timesteps=False)
+        for part in ("environment", "reference"):
+            self.times["decode"] -= self.times[part]  # of the whole rollout
         self.times["environment"] -= self.times["reward"]  # which it calls
         return dict(self.times)

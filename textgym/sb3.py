@@ -61,7 +61,7 @@ class SB3VecEnv(VecEnv):
         """Resets all, with the seeds and options given by ``seed`` and ``set_options``."""
         seeds = self._seeds if any(seed is not None for seed in self._seeds) else None
         observations, infos = self.venv.reset(seed=seeds, options=self._reset_options_given())  # type: ignore[arg-type]
-        self.reset_infos = [_info_of(infos, i) for i in range(self.num_envs)]
+        self.reset_infos = _by_row(infos, self.num_envs)
         self._returns[:] = 0.0
         self._lengths[:] = 0
         self._failures.clear()
@@ -85,12 +85,11 @@ class SB3VecEnv(VecEnv):
         dones = terminated | truncated
         self._returns += rewards
         self._lengths += 1
-        rows: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        if infos:
-            for i in range(self.num_envs):
-                rows[i] = _info_of(infos, i)
-                if rows[i].get("score_status", "ok") != "ok":
-                    self._failures.setdefault(i, rows[i]["score_status"])
+        rows = _by_row(infos, self.num_envs)
+        if "score_status" in infos:
+            for i, row in enumerate(rows):
+                if row.get("score_status", "ok") != "ok":
+                    self._failures.setdefault(i, row["score_status"])
         for i in np.flatnonzero(dones).tolist():
             rows[i] = self._final(i, rows[i], bool(truncated[i] and not terminated[i]))
         return observations, rewards.astype(np.float32), dones, rows
@@ -152,16 +151,16 @@ class SB3VecEnv(VecEnv):
         return [wrapper_class is Monitor for _ in self._get_indices(indices)]
 
 
-def _info_of(infos: dict[str, Any], i: int) -> dict[str, Any]:
-    """One environment's info, out of Gymnasium's arrays with masks (``VectorEnv._add_info``)."""
-    info = {}
+def _by_row(infos: dict[str, Any], n: int) -> list[dict[str, Any]]:
+    """Each environment's info, out of Gymnasium's arrays with masks (``VectorEnv._add_info``)."""
+    rows: list[dict[str, Any]] = [{} for _ in range(n)]
     for name, values in infos.items():
         mask = infos.get(f"_{name}")
-        if mask is None or isinstance(mask, dict) or not mask[i]:
+        if mask is None or isinstance(mask, dict):
             continue
         if isinstance(values, dict):
-            info[name] = _info_of(values, i)
-        else:
-            value: Any = values[i]
-            info[name] = value.item() if isinstance(value, np.generic) else value
-    return info
+            values = _by_row(values, n)
+        for i in np.flatnonzero(mask).tolist():
+            value = values[i]
+            rows[i][name] = value.item() if isinstance(value, np.generic) else value
+    return rows
