@@ -248,8 +248,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         # an evaluation may lie inside a rollout
         outer = self._decoders, self._decoding_head, self._before_forward, self._at_rollout_end
         if self.can_decode_incrementally:
-            in_autocast = self.compute_dtype is None or self._decodes_in_autocast
-            precision = self.compute_dtype, None if in_autocast else torch.float32
+            precision = self.compute_dtype, torch.float32 if self._decodes_without_autocast else None
             self._decoders = [IncrementalDecoder(inference_copy(t, *precision), n_rows) for t in self._trunks()]
             self._decoding_head = FixedLinear(*self._head(self.model), *precision) if self.plain_head else None
         self._before_forward, self._at_rollout_end = before_forward, at_rollout_end
@@ -310,7 +309,7 @@ class CausalLMPolicy(ActorCriticPolicy):
         input_ids = obs["input_ids"].long()
         lengths = obs["attention_mask"].sum(-1, dtype=torch.long).clamp_min(1)
         if self._decoders is not None and self._decoders[0].cache.n_rows == len(input_ids):
-            with self.autocast() if self._decodes_in_autocast else nullcontext():
+            with nullcontext() if self._decodes_without_autocast else self.autocast():
                 states = [decoder.advance(input_ids, lengths, skip_restarts) for decoder in self._decoders]
             return states[0], states[-1]
         width = int(lengths.max())
@@ -419,9 +418,9 @@ class CausalLMPolicy(ActorCriticPolicy):
         return self.value_head(hidden.float())
 
     @property
-    def _decodes_in_autocast(self) -> bool:
+    def _decodes_without_autocast(self) -> bool:
         """On a CPU only the products are in a lower precision: of a few rows the rest costs no less there."""
-        return self.compute_dtype is not None and self.device.type != "cpu"
+        return self.compute_dtype is not None and self.device.type == "cpu"
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision that the networks compute in."""

@@ -22,7 +22,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
-from random_words import TimedAgent, score, word_tokenizer
+from random_words import PARTS, TimedAgent, copy_rate, medians, product_rate, score, timed_iteration, word_tokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen2Config
 
 from textgym.agents import PPO
@@ -30,7 +30,6 @@ from textgym.agents.decoding import IncrementalDecoder
 from textgym.agents.inference import autocast, inference_copy
 
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 512}
-PARTS = ("decode", "environment", "reward", "reference", "update", "other")
 
 
 class Sizes(NamedTuple):
@@ -83,34 +82,6 @@ def check(config: PretrainedConfig, sizes: Sizes, device: str) -> None:
         print(f"{name} in bfloat16: {100 * error:.2f}% from float32")
         if error > 0.05:
             raise RuntimeError(f"{name} in bfloat16 is {100 * error:.1f}% from float32; nothing is timed.")
-
-
-def seconds(function: Any, device: str, repeats: int = 10) -> float:
-    """The median of a function's times, after two that are not counted."""
-    times = []
-    for _ in range(repeats + 2):
-        synchronize(device)
-        start = time.perf_counter()
-        function()
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[2:])
-
-
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def rates(device: str) -> tuple[float, float]:
-    """Operations a second of a large bfloat16 product, and bytes a second of a large copy."""
-    size = 8192 if device == "cuda" else 512
-    left, right = torch.randn(2, size, size, device=device).bfloat16()
-    source = torch.ones(2**30 if device == "cuda" else 2**24, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    product = seconds(lambda: left @ right, device)
-    copied = seconds(lambda: target.copy_(source), device)
-    return 2 * size**3 / product, 2 * source.nbytes / copied
 
 
 class Work(NamedTuple):
@@ -187,17 +158,6 @@ def trl_iterations(config: PretrainedConfig, sizes: Sizes, n_epochs: int, batch_
     return [after - before for before, after in pairwise(ends)]
 
 
-def iterations(agent: TimedAgent, repeats: int) -> dict[str, float]:
-    """Medians of seconds by part, after one iteration that is not counted."""
-    turns = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        times = agent.iteration()
-        total = time.perf_counter() - start
-        turns.append({**times, "other": total - sum(times.values()), "total": total})
-    return {part: statistics.median(turn[part] for turn in turns[1:]) for part in (*PARTS, "total")}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=("qwen", "llama"), default=["qwen", "llama"])
@@ -207,7 +167,8 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="small sizes, to try whether it runs")
     options = parser.parse_args()
     sizes, batch_size = (Sizes(8, 16, 24), 64) if options.tiny else (Sizes(256, 128, 256), 16_384)
-    operations, bandwidth = rates(options.device)
+    operations = product_rate(torch.bfloat16, 512 if options.tiny else 8192, options.device)
+    bandwidth = copy_rate(2**24 if options.tiny else 2**30, options.device)
     print(f"measured: {operations / 1e12:.1f} TFLOP/s in bfloat16, {bandwidth / 1e9:.0f} GB/s")
     lines = [f"| shape, epochs | tokens/s | {' | '.join(PARTS)} | decode, of its limit | update, of the rate | x TRL |"]
     lines.append("|---" * (len(PARTS) + 5) + "|")
@@ -220,7 +181,7 @@ def main() -> None:
             agent = TimedAgent(
                 PPO, "CausalLMPolicy", model_of(config), sizes, n_epochs, {"dtype": "bfloat16"}, **kwargs
             )
-            found = iterations(agent, options.repeats)
+            found = medians([timed_iteration(agent) for _ in range(options.repeats + 1)][1:])
             del agent
             theirs = trl_iterations(config, sizes, n_epochs, batch_size, options.repeats)
             ratio = f"{statistics.median(theirs) / found['total']:.2f}" if theirs else "no TRL"

@@ -29,12 +29,23 @@ from typing import Any
 import stable_baselines3
 import torch
 import torch.nn.functional as F
-from random_words import KL_COEF, LEARNING_RATE, RandomWords, TimedAgent, score, word_tokenizer
+from random_words import (
+    KL_COEF,
+    LEARNING_RATE,
+    PARTS,
+    RandomWords,
+    TimedAgent,
+    copy_rate,
+    medians,
+    product_rate,
+    score,
+    timed_iteration,
+    word_tokenizer,
+)
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from textgym.agents import PPO, CausalLMPolicy
-from textgym.agents.inference import FixedLinear
 
 LAYERS, WIDTH = 4, 256
 VOCABULARY, PROMPT, EPOCHS = 8192, 32, 4
@@ -144,36 +155,11 @@ ROWS: dict[str, Callable[[int, int], Any]] = {
     "generate": lambda n, r: Generate(n, r, torch.float32),
     "generate-bf16": lambda n, r: Generate(n, r, torch.bfloat16),
 }
-PARTS = ["decode", "environment", "reward", "reference", "update", "other"]
-
-
-def matmul_rate(dtype: torch.dtype, size: int = 2048) -> float:
-    """Operations a second of the fastest large matrix product there is, which is not always ``torch.mm``."""
-    left, right = torch.randn(size, size).to(dtype), torch.randn(size, size).to(dtype)
-    fixed = FixedLinear(right, None, None)
-    with torch.no_grad():
-        return 2 * size**3 / min(quickest(lambda: left @ right), quickest(lambda: fixed(left)))
-
-
-def copy_rate(megabytes: int = 512) -> float:
-    """Bytes a second, read and written, of a large copy."""
-    source = torch.ones(megabytes * 2**18)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / quickest(lambda: target.copy_(source))
-
-
-def quickest(function: Callable[[], Any], repeats: int = 7) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def least_times(n_envs: int, response: int, dtype: torch.dtype) -> dict[str, float]:
     """Seconds by part: see the head of this file."""
-    operations, bytes_a_second = matmul_rate(dtype), copy_rate()
+    operations, bytes_a_second = product_rate(dtype), copy_rate()
     size = 2 if dtype == torch.bfloat16 else 4
     trunk, head = 12 * LAYERS * WIDTH**2, VOCABULARY * WIDTH
     length, actions = PROMPT + response - 1, n_envs * response
@@ -205,16 +191,13 @@ def measure(rows: dict[str, Any], repeats: int, tokens: dict[str, int]) -> dict[
     seen: dict[str, list[dict[str, float]]] = {name: [] for name in rows}
     for turn in range(repeats + 1):
         for name, row in rows.items():
-            start = time.perf_counter()
-            times = row.iteration()
-            total = time.perf_counter() - start
+            times = timed_iteration(row)
             if turn:
-                seen[name].append({**times, "other": total - sum(times.values()), "total": total})
+                seen[name].append(times)
     table = {}
     for name, turns in seen.items():
-        parts = [part for part in [*PARTS, "total"] if part in turns[0]]
-        table[name] = {part: statistics.median(t[part] for t in turns) for part in parts}
-        if "update" in parts:  # a whole iteration
+        table[name] = medians(turns)
+        if "update" in turns[0]:  # a whole iteration
             rates = sorted(tokens[name] / t["total"] for t in turns)
             table[name] |= {"rate": statistics.median(rates), "low": rates[0], "high": rates[-1]}
     return table

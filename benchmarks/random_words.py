@@ -1,7 +1,8 @@
-"""What the measurements of speed and memory share: a task of random words, a token each, and an agent on it."""
+"""What the measurements of speed and memory share: a task of random words, a token each, an agent on it, and clocks."""
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -18,8 +19,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 import textgym
 from textgym import Sample, Task
 from textgym.agents import PPO
+from textgym.agents.inference import FixedLinear
 
 KL_COEF, LEARNING_RATE = 0.05, 1e-5
+PARTS = ("decode", "environment", "reward", "reference", "update", "other")
 
 
 class RandomWords(Task):
@@ -108,15 +111,14 @@ class TimedAgent:
 
     def time_part(self, owner: Any, name: str, part: str) -> None:
         function: Callable[..., Any] = getattr(owner, name)
-        on_gpu = self.agent.device.type == "cuda"
+        device = self.agent.device.type
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
             try:
                 return function(*args, **kwargs)
             finally:
-                if on_gpu:
-                    torch.cuda.synchronize()
+                synchronize(device)
                 self.times[part] += time.perf_counter() - start
 
         if isinstance(owner, nn.Module):
@@ -132,3 +134,49 @@ class TimedAgent:
             self.times["decode"] -= self.times[part]  # of the whole rollout
         self.times["environment"] -= self.times["reward"]  # which it calls
         return dict(self.times)
+
+
+def timed_iteration(row: Any) -> dict[str, float]:
+    """Seconds by part of one iteration of an agent or whatever else has such a method, what is left, and the total."""
+    start = time.perf_counter()
+    times = row.iteration()
+    total = time.perf_counter() - start
+    return {**times, "other": total - sum(times.values()), "total": total}
+
+
+def medians(turns: list[dict[str, float]]) -> dict[str, float]:
+    """By part."""
+    return {part: statistics.median(turn[part] for turn in turns) for part in (*PARTS, "total") if part in turns[0]}
+
+
+def product_rate(dtype: torch.dtype, size: int = 2048, device: str = "cpu") -> float:
+    """Operations a second of the fastest large matrix product there is, which is not always ``torch.mm``."""
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    fixed = FixedLinear(right, None, None)
+    with torch.no_grad():
+        return 2 * size**3 / min(quickest(lambda: left @ right, device), quickest(lambda: fixed(left), device))
+
+
+def copy_rate(n_bytes: int = 2**29, device: str = "cpu") -> float:
+    """Bytes a second, read and written, of a large copy."""
+    source = torch.ones(n_bytes, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * n_bytes / quickest(lambda: target.copy_(source), device)
+
+
+def quickest(function: Callable[[], Any], device: str = "cpu", repeats: int = 7) -> float:
+    """Seconds."""
+    times = []
+    for _ in range(repeats):
+        synchronize(device)
+        start = time.perf_counter()
+        function()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def synchronize(device: str) -> None:
+    """Waits for the GPU, if it is one."""
+    if device == "cuda":
+        torch.cuda.synchronize()
