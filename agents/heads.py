@@ -80,22 +80,24 @@ class _TokenLogProbs(torch.autograd.Function):
         device = hidden.device.type
         ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         ctx.temperature, ctx.entropy_gradient = temperature, entropy_gradient
-        product = FixedLinear(weight, None, ctx.dtype)
+        ctx.product = FixedLinear(weight, None, ctx.dtype)
         log_prob = torch.empty(len(tokens), dtype=torch.float32, device=hidden.device)
         log_sum, entropy = torch.empty_like(log_prob), torch.empty_like(log_prob)
         bounds = None if top_k is None and top_p is None else torch.empty_like(log_prob)[:, None]
+        scratch = _Scratch()
         for rows in chunks(len(tokens), len(weight), weight.device):
-            logits = _logits(product(hidden[rows]), bias, temperature)
+            logits = _logits(ctx.product(hidden[rows]), bias, temperature, scratch)
             if bounds is not None:
                 bounds[rows] = _lower_bound(logits, top_k, top_p)
                 logits.masked_fill_(_outside(logits, bounds[rows], tokens[rows]), CUT_OFF)
             top = logits.amax(-1, keepdim=True)
-            exponentials = torch.exp(logits - top)
+            logits -= top
+            exponentials = torch.exp(logits, out=scratch.of("exponentials", logits, torch.float32))
             total = exponentials.sum(-1)
-            log_sum[rows] = total.log() + top.squeeze(-1)
-            log_prob[rows] = logits.gather(-1, tokens[rows, None]).squeeze(-1) - log_sum[rows]
-            with torch.autocast(device, enabled=False):  # which would round the products
-                entropy[rows] = log_sum[rows] - torch.linalg.vecdot(exponentials, logits) / total
+            log_total = total.log()
+            log_sum[rows] = log_total + top.squeeze(-1)
+            log_prob[rows] = logits.gather(-1, tokens[rows, None]).squeeze(-1) - log_total
+            entropy[rows] = log_total - logits.mul_(exponentials).sum(-1) / total
         ctx.save_for_backward(hidden, weight, bias, tokens, log_sum, entropy, bounds)
         return log_prob, entropy
 
@@ -103,14 +105,13 @@ class _TokenLogProbs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_log_prob: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, tokens, log_sum, entropy, bounds = ctx.saved_tensors
-        product = FixedLinear(weight, None, ctx.dtype)
         hidden_low, weight_low = hidden.to(ctx.dtype), weight.to(ctx.dtype)
-        needs_weight = ctx.needs_input_grad[1]
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight) if needs_weight else None
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        scratch = _Scratch()
         for rows in chunks(len(tokens), len(weight), weight.device):
-            logits = _logits(product(hidden_low[rows]), bias, ctx.temperature)
+            logits = _logits(ctx.product(hidden_low[rows]), bias, ctx.temperature, scratch)
             if bounds is not None:
                 logits.masked_fill_(_outside(logits, bounds[rows], tokens[rows]), CUT_OFF)
             logits -= log_sum[rows, None]
@@ -124,25 +125,48 @@ class _TokenLogProbs(torch.autograd.Function):
                 grad /= ctx.temperature
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
-            grad = grad.to(ctx.dtype)
+            grad = scratch.cast("grad", grad, ctx.dtype)
             grad_hidden[rows] = (grad @ weight_low).to(hidden.dtype)
             if grad_weight is not None:
-                if ctx.dtype == weight.dtype:
-                    grad_weight.addmm_(grad.T, hidden_low[rows])
-                else:
-                    grad_weight += grad.T @ hidden_low[rows]
+                _add_product(grad_weight, grad.T, hidden_low[rows])
         return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
 
 
 def chunks(n_rows: int, width: int, device: torch.device) -> list[slice]:
-    """Cuts N rows into parts whose logits (N, V) are held at a time."""
+    """Cuts the rows of an array, as wide as the logits (N, V), into parts that are held at a time."""
     elements = CHUNK_ELEMENTS if device.type == "cpu" else GPU_CHUNK_ELEMENTS
     size = max(CHUNK_ROWS, elements // width)
     return [slice(start, start + size) for start in range(0, n_rows, size)]
 
 
-def _logits(product: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    logits = product.float()
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left @ right``, part by part where the product is of another type."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+        return
+    for part in chunks(len(total), total.shape[1], total.device):
+        total[part] += left[part] @ right
+
+
+class _Scratch:
+    """Memory that every chunk uses again; large arrays that are made anew come from the system, page by page."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, Tensor] = {}
+
+    def of(self, name: str, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """An array of the shape of ``like``, of whatever content; the first of a name is the longest."""
+        if name not in self.held:
+            self.held[name] = torch.empty_like(like, dtype=dtype)
+        return self.held[name][: len(like)]
+
+    def cast(self, name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """The tensor itself where it has the type."""
+        return tensor if tensor.dtype == dtype else self.of(name, tensor, dtype).copy_(tensor)
+
+
+def _logits(product: Tensor, bias: Tensor | None, temperature: float, scratch: _Scratch) -> Tensor:
+    logits = scratch.cast("logits", product, torch.float32)
     if bias is not None:
         logits += bias.float()
     if temperature != 1.0:
