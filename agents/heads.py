@@ -80,13 +80,13 @@ class _TokenLogProbs(torch.autograd.Function):
         device = hidden.device.type
         ctx.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         ctx.temperature, ctx.entropy_gradient = temperature, entropy_gradient
-        ctx.product = FixedLinear(weight, None, ctx.dtype)
+        product = FixedLinear(weight, None, ctx.dtype)  # not kept: micro-batches would each hold one
         log_prob = torch.empty(len(tokens), dtype=torch.float32, device=hidden.device)
         log_sum, entropy = torch.empty_like(log_prob), torch.empty_like(log_prob)
         bounds = None if top_k is None and top_p is None else torch.empty_like(log_prob)[:, None]
         scratch = _Scratch()
         for rows in chunks(len(tokens), len(weight), weight.device):
-            logits = _logits(ctx.product(hidden[rows]), bias, temperature, scratch)
+            logits = _logits(product(hidden[rows]), bias, temperature, scratch)
             if bounds is not None:
                 bounds[rows] = _lower_bound(logits, top_k, top_p)
                 logits.masked_fill_(_outside(logits, bounds[rows], tokens[rows]), CUT_OFF)
@@ -105,13 +105,14 @@ class _TokenLogProbs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_log_prob: Tensor, grad_entropy: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, tokens, log_sum, entropy, bounds = ctx.saved_tensors
+        product = FixedLinear(weight, None, ctx.dtype)
         hidden_low, weight_low = hidden.to(ctx.dtype), weight.to(ctx.dtype)
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         grad_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
         scratch = _Scratch()
         for rows in chunks(len(tokens), len(weight), weight.device):
-            logits = _logits(ctx.product(hidden_low[rows]), bias, ctx.temperature, scratch)
+            logits = _logits(product(hidden_low[rows]), bias, ctx.temperature, scratch)
             if bounds is not None:
                 logits.masked_fill_(_outside(logits, bounds[rows], tokens[rows]), CUT_OFF)
             logits -= log_sum[rows, None]

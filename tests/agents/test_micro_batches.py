@@ -1,11 +1,14 @@
 """Micro-batches bound what is held in memory at a time, and change nothing else."""
 
+import gc
+
 import pytest
 import torch
 from test_ppo import make_agent
 from toy import MODELS
 
 from textgym.agents import PPO
+from textgym.agents.inference import FixedLinear
 from textgym.agents.policies import CausalLMPolicy
 from textgym.errors import ConfigurationError
 
@@ -20,6 +23,12 @@ def gradients(agent, **settings):
     policy.optimizer.zero_grad()
     (log_prob * samples.advantages - 0.1 * entropy + (values.flatten() - samples.returns) ** 2).mean().backward()
     return samples, {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+
+
+def alive():
+    """How many packed layers there are."""
+    gc.collect()
+    return sum(type(thing) is FixedLinear for thing in gc.get_objects())
 
 
 @pytest.mark.parametrize("shape", MODELS)
@@ -43,6 +52,15 @@ def test_learning_is_the_same():
     )
     for name, value in of_whole.items():
         torch.testing.assert_close(of_parts[name], value, rtol=0, atol=1e-5, msg=name)
+
+
+def test_no_micro_batch_keeps_a_copy_of_the_head():
+    agent = make_agent("llama", micro_batch_size=7).learn(48)
+    samples = agent.rollout_buffer.samples()
+    before = alive()
+    _, log_prob, _ = agent.policy.evaluate_actions(samples.observations, samples.actions)
+    assert log_prob.requires_grad
+    assert alive() == before
 
 
 def test_no_pass_takes_more_than_one_micro_batch(monkeypatch):
