@@ -179,8 +179,9 @@ class IncrementalDecoder:
         width = input_ids.shape[1]
         cache = self.cache.at(None, columns, 1, width, fresh=False)
         positions = columns[:, None]
-        hidden = self._run(input_ids.gather(1, positions), cache, positions, width, positions)
-        self._store(active, hidden[active, -1])
+        hidden = self._run(input_ids.gather(1, positions), cache, positions, width, positions)[:, -1]
+        # not by the rows' numbers, for which the device would have to be waited for
+        self.hidden = hidden if self.hidden is None else torch.where(active[:, None], hidden, self.hidden)
 
     def _append(self, input_ids: Tensor, lengths: Tensor, starts: Tensor, rows: Tensor) -> None:
         starts, ends = starts[rows], lengths[rows]
