@@ -5,13 +5,21 @@ Shapes: B rows (one an environment), T new tokens, W the longest row, D the mode
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from textgym.agents.inference import copy_with
 
 __all__ = ["IncrementalDecoder", "RowCache", "supports_row_cache"]
+
+ATTENTION = "textgym_decoding"
+"""The name under which transformers knows :func:`attend`."""
 
 GROWTH = 64
 """Columns that are added when the longest row has filled the cache."""
@@ -104,6 +112,58 @@ class RowCache(DynamicCache):
         return length, 0
 
 
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """PyTorch's attention, as transformers calls it; for one query a row, two batched products.
+
+    On a CPU those take less time than its own function, which goes over the keys head by head.
+
+    Args:
+        module: The attention layer.
+        query: (R, heads, T, d).
+        key, value: (R, key heads, W, d).
+        attention_mask: (R, 1, T, W), added to the scores; None: causal attention.
+        dropout, scaling, kwargs: As in transformers' attention functions.
+
+    Returns:
+        (R, T, heads, d), and None in place of the weights.
+    """
+    if query.shape[2] > 1 or attention_mask is None or dropout or kwargs.get("position_bias") is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    rows, heads, _, size = query.shape
+    products = rows * key.shape[1], heads // key.shape[1]  # query heads that share a key head are neighbours
+    query = query * (size**-0.5 if scaling is None else scaling)
+    scores = torch.bmm(query.reshape(*products, size), key.flatten(0, 1).transpose(1, 2))
+    weights = (scores.view(rows, heads, 1, -1) + attention_mask).softmax(-1)
+    return torch.bmm(weights.view(*products, -1), value.flatten(0, 1)).view(rows, 1, heads, -1), None
+
+
+AttentionInterface.register(ATTENTION, attend)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def _attending(trunk: PreTrainedModel) -> PreTrainedModel:
+    """The trunk with :func:`attend` in its layers where they use PyTorch's attention, on a CPU; it shares all else."""
+    if trunk.config._attn_implementation != "sdpa" or trunk.device.type != "cpu":
+        return trunk
+    configs: dict[int, Any] = {}
+    copied = copy_with(trunk, lambda part: None)
+    for part in copied.modules():
+        config = getattr(part, "config", None)
+        if getattr(config, "_attn_implementation", None) == "sdpa":
+            part.config = configs.setdefault(id(config), copy.deepcopy(config))
+            part.config._attn_implementation = ATTENTION
+    return copied
+
+
 class IncrementalDecoder:
     """The last hidden state of each row's observation, running only the tokens that the row gained.
 
@@ -117,7 +177,7 @@ class IncrementalDecoder:
     """
 
     def __init__(self, trunk: PreTrainedModel, n_rows: int) -> None:
-        self.trunk = trunk
+        self.trunk = _attending(trunk)
         self.cache = RowCache(n_rows)
         self.ids: Tensor | None = None
         self.lengths: Tensor | None = None

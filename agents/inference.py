@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 
-__all__ = ["FixedLinear", "autocast", "inference_copy"]
+__all__ = ["FixedLinear", "autocast", "copy_with", "inference_copy"]
 
 
 class FixedLinear(nn.Module):
@@ -74,15 +74,25 @@ def inference_copy(module: Any, dtype: torch.dtype | None = None, result_dtype: 
         dtype, result_dtype: Of the linear layers. Where a copy is called under autocast, ``dtype`` is its precision;
             with ``result_dtype=torch.float32`` it needs none, and computes all but the products in float32.
     """
-    if type(module) in (nn.Linear, Conv1D) and not _is_hooked(module):
-        weight = module.weight if type(module) is nn.Linear else module.weight.T
-        return FixedLinear(weight, module.bias, dtype, result_dtype)
+
+    def fixed(layer: Any) -> nn.Module | None:
+        if type(layer) not in (nn.Linear, Conv1D) or _is_hooked(layer):
+            return None
+        weight = layer.weight if type(layer) is nn.Linear else layer.weight.T
+        return FixedLinear(weight, layer.bias, dtype, result_dtype)
+
+    return copy_with(module, fixed)
+
+
+def copy_with(module: Any, replaced: Callable[[nn.Module], nn.Module | None]) -> Any:
+    """The module built again of the same weights, with some of its parts replaced; None leaves a part as it is."""
+    replacement = replaced(module)
+    if replacement is not None:
+        return replacement
     parts = module._modules.items()
     copied = object.__new__(type(module))  # copy.copy goes by pickle, which some modules refuse
     copied.__dict__.update(module.__dict__)
-    copied.__dict__["_modules"] = {
-        name: None if part is None else inference_copy(part, dtype, result_dtype) for name, part in parts
-    }
+    copied.__dict__["_modules"] = {name: None if part is None else copy_with(part, replaced) for name, part in parts}
     return copied
 
 

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 from toy import CONTEXT, MODELS, VOCABULARY
 
 from textgym.agents import decoding
-from textgym.agents.decoding import IncrementalDecoder, supports_row_cache
+from textgym.agents.decoding import ATTENTION, IncrementalDecoder, attend, supports_row_cache
 
 
 def random_ids(n, generator):
@@ -40,6 +41,33 @@ def test_hidden_states_equal_whole_passes(shape, growth, monkeypatch):
             else:
                 ids[row, lengths[row] : lengths[row] + gain] = random_ids(gain, generator)
                 lengths[row] += gain
+
+
+@pytest.mark.parametrize("scaling", [None, 0.3])
+@pytest.mark.parametrize("n_queries", [1, 3])
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_attention_is_pytorchs(key_heads, n_queries, scaling):
+    query, key, value = torch.randn(5, 4, n_queries, 8), *torch.randn(2, 5, key_heads, 7, 8)
+    hidden = torch.rand(5, 1, n_queries, 7) < 0.4
+    hidden[..., 0] = False
+    mask = torch.zeros(hidden.shape).masked_fill_(hidden, torch.finfo(torch.float32).min)
+    layer = torch.nn.Module()
+    layer.num_key_value_groups = 4 // key_heads
+    found, weights = attend(layer, query, key, value, mask, scaling=scaling)
+    key, value = (x.repeat_interleave(4 // key_heads, dim=1) for x in (key, value))
+    expected = F.scaled_dot_product_attention(query, key, value, mask, scale=scaling).transpose(1, 2)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    assert weights is None
+
+
+def test_the_model_keeps_its_own_attention():
+    trunk = MODELS["llama"]().eval().base_model
+    decoder = IncrementalDecoder(trunk, 2)
+    layers = [module for module in decoder.trunk.modules() if hasattr(module, "q_proj")]
+    assert {layer.config._attn_implementation for layer in layers} == {ATTENTION}
+    assert trunk.config._attn_implementation == "sdpa"
+    assert all(module.config is trunk.config for module in trunk.modules() if hasattr(module, "q_proj"))
+    assert {id(weight) for weight in decoder.trunk.parameters()} == {id(weight) for weight in trunk.parameters()}
 
 
 @torch.no_grad()
