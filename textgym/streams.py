@@ -71,8 +71,8 @@ class Streams:
         """Copies of these rows, ``(C,)`` each."""
         if not rows:
             return []
-        copies = self.input_ids[rows], self.attention_mask[rows], self.agent_mask[rows]
-        return [dict(zip(self.observation, arrays, strict=True)) for arrays in zip(*copies, strict=True)]
+        copies = {name: array[rows] for name, array in self.observation.items()}
+        return [{name: array[i] for name, array in copies.items()} for i in range(len(rows))]
 
     def begin(
         self, row: int, rng: np.random.Generator, seed: int | None = None, index: int | None = None
