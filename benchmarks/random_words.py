@@ -13,7 +13,6 @@ import gymnasium
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import textgym
@@ -121,10 +120,7 @@ class TimedAgent:
                 synchronize(device)
                 self.times[part] += time.perf_counter() - start
 
-        if isinstance(owner, nn.Module):
-            owner.__dict__[name] = timed
-        else:
-            setattr(owner, name, timed)
+        setattr(owner, name, timed)
 
     def iteration(self) -> dict[str, float]:
         """Seconds by part."""
